@@ -1,0 +1,1 @@
+"""Multi-Head Adapter Routing for JAX."""
