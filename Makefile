@@ -1,0 +1,36 @@
+# Every target does its own set-up in .venv; nothing is needed but Python 3.11.
+PYTHON ?= python3
+BIN := .venv/bin
+SHELL := /bin/bash
+JOBS ?= 2
+
+.PHONY: setup quickstart lint types test test-slow test-interop clean
+
+setup: .venv/setup.stamp
+
+.venv/setup.stamp: setup.py constraints.txt
+	$(PYTHON) -m venv .venv && $(BIN)/pip install -q -c constraints.txt -e '.[data,dev]' && touch $@
+
+.venv/interop.stamp: .venv/setup.stamp
+	$(BIN)/pip install -q -c constraints.txt -e '.[data,dev,interop]' && touch $@
+
+quickstart: setup
+	$(BIN)/mhr-jax study --gin_file=presets/quickstart.gin
+
+lint: setup
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/pyrefly check
+
+test: setup
+	$(BIN)/python -m pytest -q -n $(JOBS) --durations=20
+
+test-slow: setup
+	$(BIN)/python -m pytest -q --durations=20 -m 'slow or multiprocess'
+
+test-interop: .venv/interop.stamp
+	$(BIN)/python -m pytest -q -m interop; code=$$?; if [ $$code = 5 ]; then echo 'test-interop: there is no interop test yet'; else exit $$code; fi
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache

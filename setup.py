@@ -1,0 +1,68 @@
+"""Packages mhr_jax; `tasks/` and `configs/` install as parts of it."""
+
+import setuptools
+
+_CORE = [
+  'absl-py>=2.1',
+  'array_record>=0.8.1',
+  'clu>=0.0.12',
+  'etils[epath,epy]>=1.12',
+  'flax>=0.12,<0.13',
+  'gin-config>=0.5.0,<0.6',
+  'grain>=0.2.15',
+  'importlib_resources>=6',
+  'jax>=0.10,<0.12',
+  'jaxtyping>=0.3',
+  'jinja2>=3.1',
+  'matplotlib>=3.9',
+  'numpy>=2.0',
+  'optax>=0.2.6,<0.3',
+  'orbax-checkpoint>=0.12,<0.13',
+  'rich>=13',
+  'rouge-score>=0.1.2',
+  'safetensors>=0.5',
+  'sentencepiece>=0.2.1',
+  'tensorboard>=2.20',
+  'tensorflow-datasets>=4.9.9',
+]
+
+_EXTRAS = {
+  # Registering and preparing tasks; training on prepared data needs none.
+  'data': ['seqio>=0.0.20', 'tensorflow>=2.21', 'tensorflow-text>=2.21'],
+  'interop': ['peft>=0.21', 'torch==2.13.0', 'transformers>=5.23'],
+  'cuda12': ['jax[cuda12]>=0.10,<0.12'],
+  'tpu': ['jax[tpu]>=0.10,<0.12'],
+  'dev': [
+    'pre-commit>=4',
+    'pyrefly>=1.4,<1.5',
+    'pytest>=9',
+    'pytest-timeout>=2.4',
+    'pytest-xdist>=3.8',
+    'ruff>=0.17,<0.18',
+  ],
+}
+
+_CONFIG_FOLDERS = ['models', 'methods', 'runs', 'presets']
+
+setuptools.setup(
+  name='mhr_jax',
+  version='0.1.0',
+  description='Multi-Head Adapter Routing for JAX: frozen T5, routed LoRA.',
+  long_description='https://arxiv.org/abs/2211.03831, in JAX and Flax Linen.',
+  license='Apache-2.0',
+  python_requires='>=3.11',
+  packages=[
+    'mhr_jax',
+    'mhr_jax.analysis',
+    'mhr_jax.data',
+    'mhr_jax.t5',
+    'mhr_jax.tasks',
+    'mhr_jax.configs',
+    *(f'mhr_jax.configs.{folder}' for folder in _CONFIG_FOLDERS),
+  ],
+  package_dir={'mhr_jax.tasks': 'tasks', 'mhr_jax.configs': 'configs'},
+  package_data={'mhr_jax.configs': ['**/*.gin'], 'mhr_jax.analysis': ['*.html']},
+  install_requires=_CORE,
+  extras_require=_EXTRAS,
+  entry_points={'console_scripts': ['mhr-jax = mhr_jax.cli:main']},
+)
