@@ -1,0 +1,206 @@
+"""What a run leaves behind: its numbers, and the files that say what it is.
+
+    run_dir/
+      README.md       the model card
+      run.json        the same facts for programs (`RunDescription`)
+      config.gin      the resolved configuration
+      tasks.json      name of each task id
+      metrics.jsonl   one JSON object a line: {"step": 10, "train/loss": …}
+      tensorboard/    the same numbers for TensorBoard
+
+Only the first process writes. Every path may be a local folder or a bucket.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import importlib
+from importlib import metadata
+import json
+import platform
+import time
+from typing import Any, Self
+
+from etils import epath
+import jax
+
+from mhr_jax import run_files
+from mhr_jax.errors import UserError
+from mhr_jax.model_card import ParameterRow as ParameterRow
+from mhr_jax.model_card import RunDescription as RunDescription
+from mhr_jax.model_card import model_card
+from mhr_jax.model_card import parameter_rows as parameter_rows
+from mhr_jax.progress import Progress as Progress
+
+FORMAT_VERSION = 1
+_PROTO = 'tensorboard.compat.proto.'
+
+
+class MetricsWriter:
+  """Writes numbers to `metrics.jsonl` and to TensorBoard.
+
+  A run that resumes at step n drops what was written about later steps: an
+  interrupted run's files equal an uninterrupted one's, times apart.
+  """
+
+  def __init__(
+    self,
+    run_dir: epath.PathLike,
+    *,
+    resume_step: int | None = None,
+    tensorboard: bool = True,
+  ):
+    """Opens the files of `run_dir`, which is made where it is missing.
+
+    Args:
+      run_dir: the run folder.
+      resume_step: keep what was written up to this step; None starts anew.
+      tensorboard: also write TensorBoard's event files. They need the
+        `tensorboard` package and no TensorFlow.
+    """
+    run_dir = epath.Path(run_dir)
+    self._active = jax.process_index() == 0
+    self._events: _Events | None = None
+    if not self._active:
+      return
+    kept = ''
+    if resume_step is not None:
+      kept = ''.join(
+        json.dumps(line) + '\n'
+        for line in read_metrics(run_dir)
+        if line['step'] <= resume_step
+      )
+    self._lines = run_files.open_append(
+      run_dir / run_files.METRICS_FILE, start=kept.encode()
+    )
+    if tensorboard:
+      self._events = _Events(
+        run_dir / run_files.TENSORBOARD_FOLDER,
+        first_step=(resume_step or 0) + 1,
+      )
+
+  def write(self, step: int, values: Mapping[str, float]) -> None:
+    """Writes one line: the step, the time and `values` ('part/name')."""
+    if not self._active:
+      return
+    numbers = {name: float(value) for name, value in values.items()}
+    line = {'step': int(step), 'time': round(time.time(), 3), **numbers}
+    self._lines.write(
+      (json.dumps(run_files.to_json_value(line)) + '\n').encode()
+    )
+    self._lines.flush()
+    if self._events is not None:
+      self._events.write(int(step), numbers)
+
+  def close(self) -> None:
+    """Writes what is left and closes the files."""
+    if not self._active:
+      return
+    self._lines.close()
+    if self._events is not None:
+      self._events.close()
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *exc_info: Any):
+    self.close()
+
+
+class _Events:
+  """TensorBoard's event file through its record writer, which needs no TF."""
+
+  def __init__(self, folder: epath.Path, *, first_step: int):
+    from tensorboard.summary.writer import record_writer
+
+    # protobuf makes these classes at run time: type checkers cannot see them.
+    event_pb2: Any = importlib.import_module(_PROTO + 'event_pb2')
+    summary_pb2: Any = importlib.import_module(_PROTO + 'summary_pb2')
+    self._event = event_pb2.Event
+    self._summary = summary_pb2.Summary
+    name = f'events.out.tfevents.{time.time_ns()}.{platform.node()}'
+    self._records = record_writer.RecordWriter(
+      run_files.open_append(folder / name)
+    )
+    self._add(file_version='brain.Event:2')
+    # TensorBoard hides what earlier files hold from this step on.
+    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    self._add(step=first_step, session_log=start)
+
+  def _add(self, **fields: Any):
+    event = self._event(wall_time=time.time(), **fields)
+    self._records.write(event.SerializeToString())
+
+  def write(self, step: int, numbers: Mapping[str, float]):
+    values = [
+      self._summary.Value(tag=name, simple_value=value)
+      for name, value in numbers.items()
+    ]
+    self._add(step=step, summary=self._summary(value=values))
+    self._records.flush()
+
+  def close(self):
+    self._records.close()
+
+
+def read_metrics(run_dir: epath.PathLike) -> list[dict[str, Any]]:
+  """Returns the lines of `metrics.jsonl`, in order; [] where there is none.
+
+  A last line that a killed run left unfinished is ignored.
+
+  Raises:
+    UserError: another line is not JSON.
+  """
+  path = epath.Path(run_dir) / run_files.METRICS_FILE
+  if not path.exists():
+    return []
+  lines = path.read_text().splitlines()
+  found = []
+  for number, line in enumerate(lines, start=1):
+    try:
+      found.append(json.loads(line))
+    except json.JSONDecodeError as error:
+      if number == len(lines):
+        break
+      raise UserError(f'{path}, line {number} is not JSON: {error}') from error
+  return found
+
+
+def write_run_folder(
+  run_dir: epath.PathLike, description: RunDescription
+) -> None:
+  """Writes the files that say what a run is; the first process only."""
+  if jax.process_index() != 0:
+    return
+  run_dir = epath.Path(run_dir)
+  tasks = description.tasks
+  facts = {
+    'format_version': FORMAT_VERSION,
+    **{
+      field.name: getattr(description, field.name)
+      for field in dataclasses.fields(description)
+      if field.name not in ('tasks', 'config_text')
+    },
+    'n_tasks': None if tasks is None else len(tasks),
+    'versions': versions(),
+  }
+  run_files.write_json(run_dir / run_files.RUN_FILE, facts)
+  if description.config_text:
+    run_files.write_text(
+      run_dir / run_files.CONFIG_FILE, description.config_text
+    )
+  if tasks is not None:
+    run_files.write_text(run_dir / run_files.TASKS_FILE, tasks.to_json() + '\n')
+  run_files.write_text(
+    run_dir / run_files.CARD_FILE, model_card(description, path=str(run_dir))
+  )
+
+
+def versions() -> dict[str, str]:
+  """Returns the versions of Python and of the libraries that decide numbers."""
+  found = {'python': platform.python_version()}
+  for name in ('mhr-jax', 'jax', 'jaxlib', 'flax', 'optax', 'numpy'):
+    try:
+      found[name] = metadata.version(name)
+    except metadata.PackageNotFoundError:
+      continue
+  return found

@@ -1,0 +1,118 @@
+"""Writing the files of a run folder, on a local disk or in a bucket.
+
+Where a store cannot append, a file is written whole.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import json
+import math
+import time
+from typing import Any, Protocol
+
+from etils import epath
+import jax
+import numpy as np
+
+METRICS_FILE = 'metrics.jsonl'
+RUN_FILE = 'run.json'
+CARD_FILE = 'README.md'
+TASKS_FILE = 'tasks.json'
+CONFIG_FILE = 'config.gin'
+SCORES_FILE = 'scores.json'
+PREDICTIONS_FILE = 'predictions.jsonl'
+RESULTS_FILE = 'results.json'
+REPORT_FILE = 'report.html'
+TENSORBOARD_FOLDER = 'tensorboard'
+
+# A bucket's object is written whole each time: not at every line.
+_SECONDS_BETWEEN_WRITES = 30.0
+
+
+def write_text(path: epath.PathLike, text: str) -> None:
+  """Writes a file so that no reader ever sees half of it.
+
+  On a local disk: to a name of its own beside it, then renamed. A bucket's
+  objects are whole by themselves.
+  """
+  path = epath.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  if is_remote(path):
+    path.write_text(text)
+    return
+  temporary = path.parent / f'.{path.name}.tmp'
+  temporary.write_text(text)
+  temporary.replace(path)
+
+
+def write_json(path: epath.PathLike, value: Any) -> None:
+  """Writes `value` as indented JSON (see `write_text`); NaN becomes null."""
+  write_text(path, json.dumps(to_json_value(value), indent=1) + '\n')
+
+
+def to_json_value(value: Any) -> Any:
+  """Turns arrays, tuples and dataclasses into what JSON has; NaN into null."""
+  if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    return to_json_value(dataclasses.asdict(value))
+  if isinstance(value, Mapping):
+    return {str(k): to_json_value(v) for k, v in value.items()}
+  if isinstance(value, (list, tuple, set, frozenset)):
+    return [to_json_value(v) for v in value]
+  if isinstance(value, (np.ndarray, np.generic, jax.Array)):
+    return to_json_value(np.asarray(value).tolist())
+  if isinstance(value, float):
+    return value if math.isfinite(value) else None
+  if value is None or isinstance(value, (bool, int, str)):
+    return value
+  return str(value)
+
+
+def is_remote(path: epath.PathLike) -> bool:
+  """Whether a path is in a store that can neither append nor rename."""
+  return '://' in str(path)
+
+
+class AppendFile(Protocol):
+  """What `open_append` returns."""
+
+  def write(self, data: bytes, /) -> Any: ...
+
+  def flush(self) -> None: ...
+
+  def close(self) -> None: ...
+
+
+class _WholeFile:
+  """A file for a store without append: written whole, every so often."""
+
+  def __init__(self, path: epath.Path, *, start: bytes = b''):
+    self._path = path
+    self._data = bytearray(start)
+    self._changed = False
+    self._written_at = -math.inf
+
+  def write(self, data: bytes):
+    self._data += data
+    self._changed = True
+
+  def flush(self):
+    if time.monotonic() - self._written_at > _SECONDS_BETWEEN_WRITES:
+      self.close()
+
+  def close(self):
+    if self._changed:
+      self._path.write_bytes(bytes(self._data))
+      self._changed = False
+      self._written_at = time.monotonic()
+
+
+def open_append(path: epath.Path, *, start: bytes = b'') -> AppendFile:
+  """Opens a file to append to, after the bytes `start`."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  if is_remote(path):
+    return _WholeFile(path, start=start)
+  if start or path.exists():
+    temporary = path.parent / f'.{path.name}.tmp'
+    temporary.write_bytes(start)
+    temporary.replace(path)
+  return open(path, 'ab')
