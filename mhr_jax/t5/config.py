@@ -28,7 +28,7 @@ class T5Config:
 
   Two configs with the same sizes share checkpoints: `dtype`, `dropout_rate`
   and `remat` change no parameter, and `scan_layers` only how the parameters
-  are laid out (`mhr_jax.t5.stacking` converts exactly).
+  are laid out (`mhr_jax.t5.parameters` converts exactly).
 
   Attributes:
     vocab_size: rows of the embedding, padding rows included.

@@ -1,0 +1,290 @@
+"""The parts of a T5 layer: dense, norm, attention, feed-forward, positions.
+
+A dense layer may be handed one low-rank adapter an example; these modules
+know adapters only as arrays.
+
+Parameter names and initialisers are those of T5X's T5 1.1
+(t5x/examples/t5/layers.py), so that its checkpoints map leaf by leaf.
+"""
+
+from collections.abc import Mapping
+import functools
+import math
+import operator
+from typing import Any
+
+from flax import linen as nn
+import jax
+from jax import lax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+import numpy as np
+
+from mhr_jax.t5 import config as config_lib
+
+Adapter = Mapping[str, Array]  # {'a': [B, in, rank], 'b': [B, rank, out]}
+Adapters = Mapping[str, Any]  # adapters of a layer or sublayer, nested by name
+KeysValues = tuple[Array, Array]  # each [batch, heads, length, head_dim]
+
+_ATTENTION_INIT = nn.initializers.variance_scaling(1.0, 'fan_in', 'normal')
+_DENSE_INIT = nn.initializers.variance_scaling(
+  1.0, 'fan_in', 'truncated_normal'
+)
+_TABLE_INIT = nn.initializers.variance_scaling(1.0, 'fan_avg', 'uniform')
+_ACTIVATIONS = {
+  'gelu': functools.partial(nn.gelu, approximate=True),
+  'relu': nn.relu,
+  'silu': nn.silu,
+  'linear': lambda x: x,
+}
+
+
+def apply_adapter(
+  x: Float[Array, 'rows length in'],
+  a: Float[Array, 'batch in rank'],
+  b: Float[Array, 'batch rank out'],
+) -> Float[Array, 'rows length out']:
+  """Returns (x·a)·b with one adapter for each group of rows.
+
+  Args:
+    x: inputs; rows are `batch` groups of equally many contiguous rows, such as
+      the beams of an example, which share an adapter.
+    a: down-projections; a batch of 1 serves every row and is not copied.
+    b: up-projections, with the scale already in them.
+
+  Returns:
+    What the adapters add to the layer's output, in x's dtype.
+  """
+  a, b = a.astype(x.dtype), b.astype(x.dtype)
+  if a.shape[0] == 1:
+    return (x @ a[0]) @ b[0]
+  rows, length, features = x.shape
+  grouped = x.reshape(a.shape[0], -1, features)
+  return ((grouped @ a) @ b).reshape(rows, length, b.shape[-1])
+
+
+class Dense(nn.Module):
+  """A linear map without bias, with an optional adapter an example.
+
+  Attributes:
+    features: width of the output.
+    dtype: the dtype computed in; the kernel is stored in float32.
+    kernel_init: initialiser of `kernel` [in, features].
+  """
+
+  features: int
+  dtype: config_lib.Dtype
+  kernel_init: nn.initializers.Initializer = _DENSE_INIT
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, 'rows length in'],
+    adapter: Adapter | None = None,
+  ) -> Float[Array, 'rows length out']:
+    """Returns x·W, plus what the adapter adds."""
+    shape = (x.shape[-1], self.features)
+    kernel = self.param('kernel', self.kernel_init, shape, jnp.float32)
+    x = x.astype(self.dtype)
+    y = x @ kernel.astype(self.dtype)
+    if adapter is None:
+      return y
+    return y + apply_adapter(x, adapter['a'], adapter['b'])
+
+
+class RMSNorm(nn.Module):
+  """T5's layer norm: no mean, no bias; float32 inside, `dtype` outside."""
+
+  epsilon: float
+  dtype: config_lib.Dtype
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, '*rows features']
+  ) -> Float[Array, '*rows features']:
+    """Returns x over its root mean square, times `scale`."""
+    scale = self.param(
+      'scale', nn.initializers.ones, (x.shape[-1],), jnp.float32
+    )
+    x = x.astype(jnp.float32)
+    mean_square = jnp.mean(lax.square(x), axis=-1, keepdims=True)
+    normed = x * lax.rsqrt(mean_square + self.epsilon)
+    return (normed * scale.astype(jnp.float32)).astype(self.dtype)
+
+
+def dropout(config: config_lib.T5Config) -> nn.Dropout:
+  """Returns the dropout of T5: one mask for all positions of a row."""
+  return nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))
+
+
+class Attention(nn.Module):
+  """Multi-head attention without scaling (it is in the initialiser).
+
+  Keys and values are computed apart from the attention itself, so that
+  decoding can keep them.
+
+  Attributes:
+    config: the backbone.
+  """
+
+  config: config_lib.T5Config
+
+  def setup(self):
+    config = self.config
+    dense = functools.partial(Dense, dtype=config.dtype)
+    self.query = dense(config.joined_kv, kernel_init=self._init_query)
+    self.key = dense(config.joined_kv, kernel_init=_ATTENTION_INIT)
+    self.value = dense(config.joined_kv, kernel_init=_ATTENTION_INIT)
+    self.out = dense(config.emb_dim, kernel_init=_ATTENTION_INIT)
+    self.dropout = dropout(config)
+
+  def _init_query(self, *args: Any) -> Array:
+    return _ATTENTION_INIT(*args) / math.sqrt(self.config.head_dim)
+
+  def _split_heads(self, x: Array, rows: int) -> Array:
+    heads = (self.config.num_heads, self.config.head_dim)
+    return x.reshape(rows, -1, *heads).swapaxes(1, 2)
+
+  def keys_values(
+    self, x: Float[Array, 'batch length emb'], adapters: Adapters
+  ) -> KeysValues:
+    """Returns keys and values, each [batch, heads, length, head_dim]."""
+    keys = self.key(x, adapters.get('key'))
+    values = self.value(x, adapters.get('value'))
+    return (
+      self._split_heads(keys, x.shape[0]),
+      self._split_heads(values, x.shape[0]),
+    )
+
+  def __call__(
+    self,
+    x: Float[Array, 'rows queries emb'],
+    keys_values: KeysValues,
+    biases: tuple[Array, ...],
+    adapters: Adapters,
+    *,
+    deterministic: bool = True,
+  ) -> Float[Array, 'rows queries emb']:
+    """Attends to keys and values.
+
+    Args:
+      x: what asks. Its rows may be several contiguous ones (beams) for each
+        batch element of the keys; they are then queries of that element.
+      keys_values: from `keys_values`, each [batch, heads, keys, head_dim].
+      biases: float32, added to the attention logits; each broadcasts to
+        [batch, heads, queries, keys].
+      adapters: of this sublayer, by name of the linear.
+      deterministic: no dropout.
+
+    Returns:
+      The output projection of the weighted values.
+    """
+    keys, values = keys_values
+    query = self._split_heads(
+      self.query(x, adapters.get('query')), keys.shape[0]
+    )
+    logits = jnp.einsum(
+      'bhqd,bhkd->bhqk', query, keys, preferred_element_type=jnp.float32
+    )
+    logits = functools.reduce(operator.add, biases, logits)
+    weights = jax.nn.softmax(logits, axis=-1).astype(self.config.dtype)
+    weights = self.dropout(weights, deterministic=deterministic)
+    mixed = jnp.einsum('bhqk,bhkd->bqhd', weights, values)
+    mixed = mixed.reshape(*x.shape[:-1], self.config.joined_kv)
+    return self.out(mixed, adapters.get('out'))
+
+
+class Mlp(nn.Module):
+  """The feed-forward sublayer: activations multiplied together, then out."""
+
+  config: config_lib.T5Config
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, 'rows length emb'],
+    adapters: Adapters,
+    *,
+    deterministic: bool = True,
+  ) -> Float[Array, 'rows length emb']:
+    """Returns the sublayer's output."""
+    config = self.config
+    dense = functools.partial(Dense, dtype=config.dtype)
+    hidden = [
+      _ACTIVATIONS[activation](
+        dense(config.mlp_dim, name=name)(x, adapters.get(name))
+      )
+      for name, activation in zip(
+        config.mlp_inputs, config.mlp_activations, strict=True
+      )
+    ]
+    product = functools.reduce(operator.mul, hidden)
+    product = dropout(config)(product, deterministic=deterministic)
+    return dense(config.emb_dim, name='wo')(product, adapters.get('wo'))
+
+
+def relative_position_bucket(
+  relative_position: np.ndarray,
+  *,
+  bidirectional: bool,
+  num_buckets: int = 32,
+  max_distance: int = 128,
+) -> Int[np.ndarray, '...']:
+  """Returns the row of the table for each distance from query to key.
+
+  Half of the buckets are exact; the others grow logarithmically up to
+  `max_distance`, from which on all distances share the last one. Source:
+  Raffel et al. 2020, section 2.1, as transformers computes it in float32.
+
+  Args:
+    relative_position: whole numbers, key position minus query position.
+    bidirectional: half the buckets look ahead; otherwise all keys ahead share
+      bucket 0 (a causal mask hides them).
+    num_buckets: rows of the table.
+    max_distance: see above.
+
+  Returns:
+    int32 buckets in [0, num_buckets).
+  """
+  ahead = np.zeros_like(relative_position)
+  distance = np.maximum(-relative_position, 0)
+  if bidirectional:
+    num_buckets //= 2
+    ahead = np.where(relative_position > 0, num_buckets, 0)
+    distance = np.abs(relative_position)
+  exact = num_buckets // 2
+  octaves = np.log(np.maximum(distance, 1).astype(np.float32) / exact)
+  steps = octaves / math.log(max_distance / exact) * (num_buckets - exact)
+  logarithmic = np.minimum(exact + steps.astype(np.int32), num_buckets - 1)
+  bucket = np.where(distance < exact, distance, logarithmic)
+  return (ahead + bucket).astype(np.int32)
+
+
+class RelativePositionBias(nn.Module):
+  """One table of attention biases by distance, shared by a stack's layers.
+
+  Attributes:
+    config: the backbone.
+    bidirectional: keys ahead of the query have buckets of their own.
+  """
+
+  config: config_lib.T5Config
+  bidirectional: bool
+
+  @nn.compact
+  def __call__(
+    self, relative_position: Int[np.ndarray, '*shape']
+  ) -> Float[Array, 'heads *shape']:
+    """Returns the float32 bias of every head at each distance."""
+    config = self.config
+    buckets = config.relative_attention_num_buckets
+    table = self.param(
+      'rel_embedding', _TABLE_INIT, (config.num_heads, buckets), jnp.float32
+    )
+    bucket = relative_position_bucket(
+      relative_position,
+      bidirectional=self.bidirectional,
+      num_buckets=buckets,
+      max_distance=config.relative_attention_max_distance,
+    )
+    return jnp.take(table.astype(jnp.float32), bucket, axis=1)
