@@ -1,0 +1,377 @@
+"""Adapters: inventories of low-rank pairs, and mixing them into one pair.
+
+The second stage of the data flow. A linear's inventory holds `n_skills`
+low-rank pairs (a, b), each cut into `n_splits` blocks of features with their
+own mixing weights. Mixing averages a and b apart, block by block, and joins
+the blocks: every example gets one plain LoRA, `y = x W + (x a) b`, with the
+scale alpha / rank already in b. With one split this is Polytropon, with one
+skill too it is LoRA.
+
+References: Caccia et al. 2023 (arXiv:2211.03831), section 3; the authors'
+code, microsoft/mttl at c66b20d6, mttl/models/adapters.py (`SkilledLoRA`).
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import re
+from typing import Any, NamedTuple, Protocol
+
+from flax import traverse_util
+import jax
+from jax import numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from mhr_jax import routing
+from mhr_jax.errors import UserError, nearest
+
+Adapters = PyTree[Float[Array, '...']]
+
+
+class LinearShape(NamedTuple):
+  """A linear of the network: one in each of `layers` layers."""
+
+  layers: int
+  in_features: int
+  out_features: int
+
+
+class LinearLike(Protocol):
+  """Anything with the fields of `LinearShape`, such as `t5.config.Linear`."""
+
+  @property
+  def layers(self) -> int: ...
+  @property
+  def in_features(self) -> int: ...
+  @property
+  def out_features(self) -> int: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterConfig:
+  """Which linears are adapted, by what, and how tasks are routed.
+
+  Attributes:
+    n_tasks: rows of the routing logits.
+    n_skills: adapters in a linear's inventory (K).
+    n_splits: blocks of features with routing of their own (S); must divide
+      the input and output features of every adapted linear.
+    rank: of each low-rank pair.
+    alpha: the adapter's output is scaled by alpha / rank.
+    targets: regular expressions; a linear is adapted when one of them
+      matches the whole of its path, such as 'encoder/attention/query'.
+    router_scope: which linears share a router.
+    mixing: how routing logits become weights.
+  """
+
+  n_tasks: int
+  n_skills: int = 8
+  n_splits: int = 1
+  rank: int = 1
+  alpha: float = 1.0
+  targets: tuple[str, ...] = ('.*',)
+  router_scope: routing.RouterScope = 'module'
+  mixing: routing.Mixing = 'sigmoid'
+
+  def __post_init__(self):
+    targets = self.targets
+    targets = (targets,) if isinstance(targets, str) else tuple(targets)
+    object.__setattr__(self, 'targets', targets)
+    for name in ('n_tasks', 'n_skills', 'n_splits', 'rank'):
+      if getattr(self, name) < 1:
+        raise UserError(f'{name} is {getattr(self, name)}; at least 1.')
+    _check_name('mixing', self.mixing, routing.MIXINGS)
+    _check_name('router_scope', self.router_scope, routing.ROUTER_SCOPES)
+    if self.mixing == 'private' and self.n_skills != self.n_tasks:
+      raise UserError(
+        f'Private mixing has one skill a task: n_skills is {self.n_skills},'
+        f' n_tasks {self.n_tasks}.'
+      )
+
+  @property
+  def scale(self) -> float:
+    """The factor on an adapter's output."""
+    return self.alpha / self.rank
+
+  @property
+  def has_routers(self) -> bool:
+    """Whether the mixing weights are learned."""
+    return self.mixing in routing.LEARNED_MIXINGS
+
+
+def _check_name(field, value, known):
+  if value not in known:
+    raise UserError(f'There is no {field} {value!r}.{nearest(value, known)}')
+
+
+def select_linears(
+  config: AdapterConfig, linears: Mapping[str, LinearLike]
+) -> dict[str, LinearLike]:
+  """Returns the linears that are adapted, in the network's order.
+
+  Raises:
+    UserError: a target is no regular expression or matches no linear, or
+      n_splits does not divide a matched linear's features.
+  """
+  chosen = set()
+  for target in config.targets:
+    try:
+      pattern = re.compile(target)
+    except re.error as error:
+      raise UserError(
+        f'The target {target!r} is no regular expression: {error}.'
+      ) from error
+    matched = {path for path in linears if pattern.fullmatch(path)}
+    if not matched:
+      raise UserError(
+        f'The target {target!r} matches no linear (it must match the whole'
+        f' path).{nearest(target, linears, limit=32)}'
+      )
+    chosen |= matched
+  result = {path: linears[path] for path in linears if path in chosen}
+  _check_splits(config.n_splits, result)
+  return result
+
+
+def _check_splits(n_splits, linears):
+  sizes = [
+    size
+    for linear in linears.values()
+    for size in (linear.in_features, linear.out_features)
+  ]
+  for path, linear in linears.items():
+    if linear.in_features % n_splits or linear.out_features % n_splits:
+      fits = [
+        n
+        for n in range(1, min(sizes) + 1)
+        if all(size % n == 0 for size in sizes)
+      ]
+      raise UserError(
+        f'n_splits={n_splits} does not divide {path}:'
+        f' {linear.in_features} features in, {linear.out_features} out.'
+        f' For the adapted linears n_splits may be {_listed(fits)}.'
+      )
+
+
+def _listed(numbers):
+  return ', '.join(str(n) for n in numbers)
+
+
+def init_adapters(
+  key: PRNGKeyArray, config: AdapterConfig, linears: Mapping[str, LinearLike]
+) -> Adapters:
+  """Draws the inventories of the adapted linears.
+
+  Args:
+    key: source of randomness.
+    config: which linears, how many skills and splits, which rank.
+    linears: all linears of the network by path.
+
+  Returns:
+    Nested dicts by path; under each, `a` [layer, split, skill, in/split,
+    rank] from U(-s, s) with s = 1 / sqrt(3 in), as mttl has it, and `b`
+    [layer, split, skill, rank, out/split], zero.
+
+  Raises:
+    UserError: see `select_linears`.
+  """
+  flat = {}
+  splits, skills, rank = config.n_splits, config.n_skills, config.rank
+  for path, linear in select_linears(config, linears).items():
+    bound = (3 * linear.in_features) ** -0.5
+    lead = (linear.layers, splits, skills)
+    flat[f'{path}/a'] = jax.random.uniform(
+      routing.fold_name(key, path),
+      (*lead, linear.in_features // splits, rank),
+      minval=-bound,
+      maxval=bound,
+    )
+    flat[f'{path}/b'] = jnp.zeros((*lead, rank, linear.out_features // splits))
+  return traverse_util.unflatten_dict(flat, sep='/')
+
+
+def list_inventories(adapters: Adapters) -> dict[str, dict[str, Array]]:
+  """Returns {path of a linear: {'a': …, 'b': …}}."""
+  flat: dict[str, Any] = traverse_util.flatten_dict(adapters, sep='/')
+  paths = dict.fromkeys(name.rpartition('/')[0] for name in flat)
+  return {p: {'a': flat[f'{p}/a'], 'b': flat[f'{p}/b']} for p in paths}
+
+
+def linears_of(adapters: Adapters) -> dict[str, LinearShape]:
+  """Returns the adapted linears, read from the inventories' shapes."""
+  result = {}
+  for path, inventory in list_inventories(adapters).items():
+    layers, splits, _, in_block, _ = inventory['a'].shape
+    out_block = inventory['b'].shape[-1]
+    result[path] = LinearShape(layers, splits * in_block, splits * out_block)
+  return result
+
+
+def mix_adapter(
+  inventory: Mapping[str, Float[Array, '...']],
+  weights: Float[Array, '... batch split skill'],
+  scale: float = 1.0,
+) -> dict[str, Float[Array, '...']]:
+  """Mixes one linear's inventory into one low-rank pair an example.
+
+  The same function serves all layers at once, with a leading layer axis on
+  every argument, and one layer inside the network, without.
+
+  Args:
+    inventory: `a` [..., split, skill, in/split, rank] and `b` [..., split,
+      skill, rank, out/split].
+    weights: the mixing weights; batch 1 gives one pair for all examples.
+    scale: factor on the pair's product; goes into b.
+
+  Returns:
+    `a` [..., batch, in, rank] and `b` [..., batch, rank, out].
+  """
+  weights = jnp.moveaxis(weights.astype(inventory['a'].dtype), -2, -3)
+  a = _mix_blocks(weights, inventory['a'])
+  b = _mix_blocks(weights * scale, inventory['b'])
+  *lead, splits, batch, in_block, rank = a.shape
+  a = jnp.moveaxis(a, -4, -3)
+  b = jnp.moveaxis(b, -4, -2)
+  return {
+    'a': a.reshape(*lead, batch, splits * in_block, rank),
+    'b': b.reshape(*lead, batch, rank, splits * b.shape[-1]),
+  }
+
+
+def _mix_blocks(weights, blocks):
+  """[..., split, batch, skill] x [..., split, skill, x, y] -> [..., x, y].
+
+  One matrix product a layer and split: two to three times as fast on CPU as
+  the einsum with x and y apart, in both directions.
+  """
+  *lead, x, y = blocks.shape
+  mixed = weights @ blocks.reshape(*lead, x * y)
+  return mixed.reshape(*mixed.shape[:-1], x, y)
+
+
+def pair_with_weights(adapters: Adapters, weights: routing.Weights) -> PyTree:
+  """Returns the tree that `mix_adapters` mixes, in front or in the layer.
+
+  Args:
+    adapters: inventories by path.
+    weights: mixing weights [layer, batch, split, skill] by path.
+
+  Returns:
+    Nested dicts by path with {'inventory': {'a', 'b'}, 'weights': …}; every
+    leaf leads with the layer axis, so one layer's slice is such a tree too.
+  """
+  flat = {
+    tuple(path.split('/')): {'inventory': inventory, 'weights': weights[path]}
+    for path, inventory in list_inventories(adapters).items()
+  }
+  return traverse_util.unflatten_dict(flat)
+
+
+def mix_adapters(
+  paired: PyTree, *, scale: float = 1.0, dtype=None
+) -> dict[str, PyTree]:
+  """Mixes every linear of a tree that `pair_with_weights` made.
+
+  Args:
+    paired: that tree, or one layer's slice of it.
+    scale: see `mix_adapter`.
+    dtype: of the result, the network's; sums are taken in the inventory's.
+
+  Returns:
+    Nested dicts by path with {'a', 'b'}: what the network takes.
+  """
+  if 'inventory' in paired:
+    mixed = mix_adapter(paired['inventory'], paired['weights'], scale)
+    return mixed if dtype is None else jax.tree.map(_cast(dtype), mixed)
+  return {
+    name: mix_adapters(branch, scale=scale, dtype=dtype)
+    for name, branch in paired.items()
+  }
+
+
+def _cast(dtype):
+  return lambda x: x.astype(dtype)
+
+
+def average_adapters(adapters: Adapters) -> Adapters:
+  """Collapses each inventory into its average adapter (the paper's -mu).
+
+  Exact: uniform weights over the skills give the same function, because a
+  and b are averaged apart.
+
+  Returns:
+    Inventories of one skill and one split: `a` [layer, 1, 1, in, rank], `b`
+    [layer, 1, 1, rank, out].
+  """
+
+  def average(inventory):
+    layers, splits, skills = inventory['a'].shape[:3]
+    weights = jnp.full((layers, 1, splits, skills), 1 / skills)
+    return _as_inventory(mix_adapter(inventory, weights))
+
+  return _map_inventories(average, adapters)
+
+
+def _as_inventory(pair):
+  """[layer, 1, in, rank] -> [layer, split=1, skill=1, in, rank]."""
+  return jax.tree.map(lambda x: x[:, None], pair)
+
+
+def _map_inventories(function, adapters):
+  flat = {
+    tuple(path.split('/')): function(inventory)
+    for path, inventory in list_inventories(adapters).items()
+  }
+  return traverse_util.unflatten_dict(flat)
+
+
+def task_adapter(
+  params: Mapping[str, PyTree],
+  task_id: int,
+  config: AdapterConfig,
+  *,
+  scale: float | None = None,
+) -> Adapters:
+  """Returns the one LoRA that a task's mixture amounts to, exactly.
+
+  Args:
+    params: with 'adapters' and, where routing is learned, 'routers'.
+    task_id: the task; check it with `TaskTable` first.
+    config: of the adapters.
+    scale: the factor folded into b, alpha / rank by default; 1.0 for formats
+      that keep alpha apart.
+
+  Returns:
+    Nested dicts by path with `a` [layer, in, rank] and `b` [layer, rank,
+    out].
+  """
+  adapters = params['adapters']
+  with jax.default_matmul_precision('highest'):
+    weights = routing.compute_mixing_weights(
+      params.get('routers', {}),
+      linears_of(adapters),
+      jnp.array([task_id], jnp.int32),
+      mixing=config.mixing,
+      scope=config.router_scope,
+      n_splits=config.n_splits,
+      n_skills=config.n_skills,
+    )
+    scale = config.scale if scale is None else scale
+    mixed = mix_adapters(pair_with_weights(adapters, weights), scale=scale)
+  return jax.tree.map(lambda x: x[:, 0], mixed)
+
+
+def adapter_logical_axes(
+  features: Mapping[str, tuple[str, str]],
+) -> PyTree[tuple[str, ...]]:
+  """Returns the inventories' logical axes: the structure of `init_adapters`.
+
+  Args:
+    features: by path of an adapted linear, the logical axes of its input and
+      output features, those of its kernel.
+  """
+  flat = {}
+  for path, (in_axis, out_axis) in features.items():
+    lead = ('layers', 'split', 'skill')
+    flat[f'{path}/a'] = (*lead, in_axis, 'rank')
+    flat[f'{path}/b'] = (*lead, 'rank', out_axis)
+  return traverse_util.unflatten_dict(flat, sep='/')
