@@ -1,0 +1,413 @@
+"""Figures as SVG markup that takes its colours from the page around it.
+
+Axes and text are drawn in one marker colour, which becomes `currentColor`:
+the same figure reads on a light and on a dark page. Text stays text, so it
+can be searched and copied. Matplotlib is imported when the first figure is
+drawn.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import dataclasses
+import io
+import re
+from typing import Any
+
+from jaxtyping import Float
+import numpy as np
+
+# Paul Tol's bright scheme: told apart by the colour-blind, readable on both
+# white and black.
+COLOURS = (
+  '#4477AA',
+  '#EE6677',
+  '#228833',
+  '#CCBB44',
+  '#66CCEE',
+  '#AA3377',
+  '#BB7744',
+  '#888888',
+)
+_INK = '#010203'
+_STYLE = {
+  'svg.fonttype': 'none',
+  'svg.hashsalt': 'mhr_jax',
+  'text.parse_math': False,
+  'font.family': 'sans-serif',
+  'font.size': 9.0,
+  'axes.titlesize': 10.0,
+  'axes.spines.top': False,
+  'axes.spines.right': False,
+  'axes.linewidth': 0.6,
+  'axes.grid': False,
+  'legend.frameon': False,
+  **dict.fromkeys(
+    (
+      'text.color',
+      'axes.labelcolor',
+      'axes.edgecolor',
+      'xtick.color',
+      'ytick.color',
+    ),
+    _INK,
+  ),
+}
+_MAX_POINTS = 300
+_MAX_TASK_LABELS = 60
+_PAGE_INCHES = 11.0  # the page is 70rem wide; a figure's inch is 96 pixels
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+  """A drawn figure.
+
+  Attributes:
+    svg: the markup of one <svg> element.
+    title: what it shows; also its accessible name.
+    caption: how to read it.
+  """
+
+  svg: str
+  title: str
+  caption: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+  """One line of a learning curve.
+
+  Attributes:
+    steps: x.
+    values: y, as long.
+    group: what decides the colour, such as a method.
+    part: what decides the dashes, such as 'train' or 'heldback'.
+  """
+
+  steps: Sequence[float]
+  values: Sequence[float]
+  group: str
+  part: str
+
+
+def _draw(
+  draw: Callable[[Any], None],
+  *,
+  size: tuple[float, float],
+  title: str,
+  name: str,
+  caption: str = '',
+) -> Figure:
+  """Runs `draw(figure)` and returns its SVG with names made unique."""
+  import matplotlib
+  from matplotlib import figure as mpl_figure
+
+  with matplotlib.rc_context(_STYLE), _no_glyph_warnings():
+    figure = mpl_figure.Figure(figsize=size, layout='constrained')
+    draw(figure)
+    buffer = io.StringIO()
+    figure.savefig(
+      buffer, format='svg', transparent=True, metadata={'Date': None}
+    )
+  svg = buffer.getvalue()
+  svg = svg[svg.index('<svg') :].replace(_INK, 'currentColor')
+  svg = re.sub(r'\b(id="|href="#|url\(#)', rf'\g<1>{name}-', svg)
+  # A <style> here would hold for the whole page.
+  svg = re.sub(r'<(metadata|style)\b.*?</\1>', '', svg, flags=re.DOTALL)
+  return Figure(svg=svg, title=title, caption=caption)
+
+
+@contextlib.contextmanager
+def _no_glyph_warnings():
+  """The browser has the fonts: glyphs that matplotlib lacks do not matter."""
+  import warnings
+
+  with warnings.catch_warnings():
+    warnings.filterwarnings('ignore', message='Glyph .* missing')
+    yield
+
+
+def draw_scores(
+  scores: Mapping[str, Mapping[str, Sequence[float] | None]],
+  *,
+  metric: str,
+  intervals: Callable[[Sequence[float]], tuple[float, float]],
+  baseline: Mapping[str, float] | None = None,
+  name: str = 'scores',
+) -> Figure:
+  """Draws each method's seeds, mean and interval, one panel a phase.
+
+  Args:
+    scores: {phase: {method: values, one a seed; None where undefined}}.
+    metric: label of the x axis.
+    intervals: ends of the interval of some values; NaN for none.
+    baseline: by phase, a dashed line.
+    name: prefix of the ids in the markup.
+  """
+  methods = list(dict.fromkeys(m for of in scores.values() for m in of))
+
+  def draw(figure):
+    panels = figure.subplots(1, len(scores), sharey=True, squeeze=False)[0]
+    for panel, (phase, of_phase) in zip(panels, scores.items(), strict=True):
+      _draw_phase(panel, methods, of_phase, intervals)
+      panel.set_title(phase, loc='left')
+      panel.set_xlabel(metric)
+      if baseline and phase in baseline:
+        panel.axvline(baseline[phase], color='#888888', ls='--', lw=1)
+    panels[0].set_yticks(range(len(methods)), methods)
+    panels[0].set_ylim(len(methods) - 0.5, -0.5)
+
+  return _draw(
+    draw,
+    size=(1.8 + 2.6 * len(scores), 1.1 + 0.32 * len(methods)),
+    title='Scores by method',
+    name=name,
+    caption='Large dot and line: the mean and its'
+    ' 95 % interval (Student’s t over seeds); small dots below: the'
+    ' seeds. Dashed: the untrained model.',
+  )
+
+
+def _draw_phase(panel, methods, values_of, intervals):
+  for row, method in enumerate(methods):
+    values = values_of.get(method)
+    if not values:
+      continue
+    colour = COLOURS[row % len(COLOURS)]
+    mean = float(np.mean(values))
+    low, high = intervals(values)
+    if np.isfinite(low):
+      panel.plot([low, high], [row, row], color=colour, lw=1.6)
+    below = [row + 0.24] * len(values)
+    panel.plot(values, below, '.', color=colour, alpha=0.7, ms=4)
+    panel.plot([mean], [row], 'o', color=colour, ms=7)
+  panel.grid(axis='x', color='#888888', alpha=0.25, lw=0.5)
+
+
+def draw_curves(
+  panels: Mapping[str, Sequence[Curve]],
+  *,
+  title: str = 'Learning curves',
+  name: str = 'curves',
+) -> Figure:
+  """Draws one panel a number: colours by group, dashes by part.
+
+  Args:
+    panels: {name of the number: its curves}.
+    title: of the figure.
+    name: prefix of the ids in the markup.
+  """
+  curves = [curve for of in panels.values() for curve in of]
+  groups = list(dict.fromkeys(curve.group for curve in curves))
+  parts = list(dict.fromkeys(curve.part for curve in curves))
+  n_columns = min(len(panels), 3)
+  n_rows = -(-len(panels) // n_columns)
+
+  def draw(figure):
+    axes = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
+    for panel, (number, of) in zip(axes, panels.items(), strict=False):
+      for curve in of:
+        _draw_curve(panel, curve, groups, parts)
+      panel.set_title(number, loc='left')
+      panel.set_xlabel('step')
+      panel.grid(color='#888888', alpha=0.25, lw=0.5)
+    for panel in axes[len(panels) :]:
+      panel.set_visible(False)
+    _draw_legend(figure, groups, parts)
+
+  return _draw(
+    draw,
+    size=(3.2 * n_columns, 2.4 * n_rows + 0.5),
+    title=title,
+    name=name,
+    caption='One line a run; runs of one method share a colour.',
+  )
+
+
+def _draw_curve(panel, curve, groups, parts):
+  steps, values = thin(curve.steps, curve.values, _MAX_POINTS)
+  panel.plot(
+    steps,
+    values,
+    color=COLOURS[groups.index(curve.group) % len(COLOURS)],
+    ls=_dashes(parts.index(curve.part)),
+    lw=1.1,
+    marker='.' if len(steps) == 1 else None,
+  )
+
+
+def _dashes(index: int) -> str:
+  return ('-', '--', ':', '-.')[index % 4]
+
+
+def _draw_legend(figure, groups, parts):
+  from matplotlib import lines
+
+  handles = [
+    lines.Line2D([], [], color=COLOURS[i % len(COLOURS)], label=group)
+    for i, group in enumerate(groups)
+  ]
+  if len(parts) > 1:
+    handles += [
+      lines.Line2D([], [], color='#888888', ls=_dashes(i), label=part)
+      for i, part in enumerate(parts)
+    ]
+  figure.legend(
+    handles=handles, loc='outside lower left', ncols=min(len(handles), 8)
+  )
+
+
+def thin(
+  steps: Sequence[float], values: Sequence[float], limit: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns at most `limit` points: means of neighbours, none left out.
+
+  >>> [part.tolist() for part in thin([1, 2, 3, 4], [0, 2, 4, 6], 2)]
+  [[1.5, 3.5], [1.0, 5.0]]
+  """
+  x, y = np.asarray(steps, float), np.asarray(values, float)
+  if len(x) <= limit:
+    return x, y
+  pieces = np.array_split(np.arange(len(x)), limit)
+  return (
+    np.array([x[piece].mean() for piece in pieces]),
+    np.array([y[piece].mean() for piece in pieces]),
+  )
+
+
+def draw_routing(
+  panels: Mapping[str, Float[np.ndarray, 'task split skill']],
+  tasks: Sequence[str],
+  *,
+  title: str,
+  name: str,
+) -> Figure:
+  """Draws mixing weights as heatmaps: a row a task, a column a skill.
+
+  Splits stand side by side, apart by a gap. All panels share one scale.
+
+  Args:
+    panels: {title of the panel: weights}.
+    tasks: names of the rows.
+    title: of the figure.
+    name: prefix of the ids in the markup.
+  """
+  highest = max(float(w.max()) for w in panels.values())
+  n_splits, n_skills = next(iter(panels.values())).shape[1:]
+  named = len(tasks) <= _MAX_TASK_LABELS
+  label_width = _label_width(tasks) if named else 0.3
+  width = max(1.7, 0.05 * n_splits * (n_skills + 1))
+  fitting = int((_PAGE_INCHES - label_width - 0.8) / (width + 0.25))
+  n_columns = min(len(panels), max(1, fitting))
+  n_rows = -(-len(panels) // n_columns)
+
+  def draw(figure):
+    grid = figure.subplots(n_rows, n_columns, sharey=True, squeeze=False)
+    for panel, (label, weights) in zip(
+      grid.ravel(), panels.items(), strict=False
+    ):
+      image = _draw_weights(panel, weights, highest)
+      panel.set_title(label, loc='left', fontsize=8.5)
+    for panel in grid.ravel()[len(panels) :]:
+      panel.set_visible(False)
+    for panel in grid[:, 0]:
+      _label_tasks(panel, tasks, named)
+    _draw_scale(figure, image, list(grid.ravel()), 'mixing weight')
+
+  return _draw(
+    draw,
+    size=(
+      label_width + n_columns * (width + 0.25) + 0.8,
+      n_rows * (0.8 + len(tasks) * (0.16 if named else 0.04)),
+    ),
+    title=title,
+    name=name,
+    caption='Each row is a task, each column a skill'
+    + (', splits side by side' if n_splits > 1 else '')
+    + f'; 1/{n_skills} = {1 / n_skills:.3g} is indifference. Tasks are in the'
+    ' order of their likeness.',
+  )
+
+
+def _draw_weights(panel, weights, highest):
+  _, n_splits, n_skills = weights.shape
+  image = panel.imshow(
+    _side_by_side(weights),
+    aspect='auto',
+    cmap='viridis',
+    vmin=0.0,
+    vmax=highest,
+    interpolation='nearest',
+  )
+  if n_splits > 1:
+    centres = np.arange(n_splits) * (n_skills + 1) + (n_skills - 1) / 2
+    panel.set_xticks(centres, [str(split) for split in range(n_splits)])
+    panel.set_xlabel('split (its skills side by side)')
+  else:
+    panel.set_xticks(range(n_skills))
+    panel.set_xlabel('skill')
+  panel.tick_params(length=0, labelsize=7.5)
+  panel.spines[:].set_visible(False)
+  return image
+
+
+def _label_width(tasks: Sequence[str]) -> float:
+  """Inches that the names take at 7 points."""
+  return 0.3 + 0.062 * max(map(len, tasks))
+
+
+def _label_tasks(panel, tasks, named):
+  if named:
+    panel.set_yticks(range(len(tasks)), tasks, fontsize=7)
+  else:
+    panel.set_yticks([])
+    panel.set_ylabel(f'{len(tasks)} tasks')
+
+
+def _draw_scale(figure, image, panels, label):
+  height = 0.5 * figure.get_figheight()
+  bar = figure.colorbar(
+    image, ax=panels, shrink=0.5, pad=0.015, aspect=height / 0.12
+  )
+  bar.set_label(label)
+  bar.outline.set_visible(False)
+
+
+def _side_by_side(weights: np.ndarray) -> np.ndarray:
+  """[task, split, skill] -> [task, columns], NaN between the splits."""
+  n_tasks, n_splits, _ = weights.shape
+  gap = np.full((n_tasks, n_splits, 1), np.nan)
+  joined = np.concatenate([weights.astype(float), gap], axis=2)
+  return joined.reshape(n_tasks, -1)[:, :-1]
+
+
+def draw_similarity(
+  similarity: Float[np.ndarray, 'task task'],
+  tasks: Sequence[str],
+  *,
+  title: str,
+  name: str,
+) -> Figure:
+  """Draws how alike tasks are routed, as a square heatmap."""
+  named = len(tasks) <= _MAX_TASK_LABELS
+  side = 1.2 + len(tasks) * (0.14 if named else 0.03)
+
+  def draw(figure):
+    panel = figure.subplots()
+    image = panel.imshow(
+      similarity, cmap='RdBu_r', vmin=-1, vmax=1, interpolation='nearest'
+    )
+    panel.spines[:].set_visible(False)
+    panel.tick_params(length=0)
+    panel.set_xticks([])
+    panel.set_xlabel('tasks, in the same order')
+    _label_tasks(panel, tasks, named)
+    _draw_scale(figure, image, [panel], 'likeness of routing')
+
+  return _draw(
+    draw,
+    size=(side + (_label_width(tasks) if named else 0.3) + 0.8, side),
+    title=title,
+    name=name,
+    caption='Correlation of the tasks’ mixing weights over all linears, the'
+    ' mean over tasks taken off.',
+  )

@@ -1,0 +1,202 @@
+"""What the routing learnt: mixing weights by task, usage, entropy, likeness.
+
+Works on parameters alone, for every router scope and mixing form. Weights are
+those of evaluation (no noise), [layer, task, split, skill] by the path of the
+adapted linear.
+
+References: Ponti et al. 2023 (arXiv:2202.13914), equations 8 to 10
+(discreteness, sparsity, usage); mttl's `monitors.py` at c66b20d6.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import io
+import json
+from typing import Any
+
+from etils import epath
+from flax import traverse_util
+import jax.numpy as jnp
+from jaxtyping import Float, Int
+import numpy as np
+
+from mhr_jax import adapters, routing
+from mhr_jax.errors import UserError
+from mhr_jax.task_table import TaskTable
+
+Weights = Mapping[str, Float[np.ndarray, 'layer task split skill']]
+
+ROUTING_FILE = 'routing.npz'
+_TASKS = 'tasks'
+
+
+def task_mixing_weights(
+  params: Mapping[str, Any], config: adapters.AdapterConfig
+) -> dict[str, Float[np.ndarray, 'layer task split skill']]:
+  """Returns every task's mixing weights, by path of the adapted linear.
+
+  Args:
+    params: with 'adapters' and, where routing is learned, 'routers'.
+    config: of the adapters.
+
+  Raises:
+    UserError: there are no adapters.
+  """
+  if 'adapters' not in params:
+    raise UserError('These parameters have no adapters, so no routing.')
+  weights = routing.compute_mixing_weights(
+    params.get('routers', {}),
+    adapters.linears_of(params['adapters']),
+    jnp.arange(config.n_tasks),
+    mixing=config.mixing,
+    scope=config.router_scope,
+    n_splits=config.n_splits,
+    n_skills=config.n_skills,
+  )
+  shape = (config.n_tasks, config.n_splits, config.n_skills)
+  return {
+    path: np.broadcast_to(np.asarray(w), (w.shape[0], *shape))
+    for path, w in weights.items()
+  }
+
+
+def usage(
+  weights: Float[np.ndarray, '... task split skill'],
+) -> Float[np.ndarray, '... split skill']:
+  """Returns each skill's share of the weight, the mean over the tasks."""
+  return weights.mean(axis=-3)
+
+
+def entropy(
+  weights: Float[np.ndarray, '... skill'],
+) -> Float[np.ndarray, '...']:
+  """Returns the entropy over skills: 0 is one skill, 1 is all alike.
+
+  >>> entropy(np.array([[1.0, 0.0], [0.5, 0.5]])).tolist()
+  [0.0, 1.0]
+  """
+  n_skills = weights.shape[-1]
+  if n_skills == 1:
+    return np.zeros(weights.shape[:-1])
+  safe = np.where(weights > 0, weights, 1.0)
+  return np.abs((weights * np.log(safe)).sum(axis=-1)) / np.log(n_skills)
+
+
+def task_similarity(weights: Weights) -> Float[np.ndarray, 'task task']:
+  """Returns how alike tasks are routed: the correlation of their weights.
+
+  The cosine of two tasks' weights over all linears, layers, splits and
+  skills, after the mean over the tasks is taken off: plain cosines of weights
+  that are all positive lie close to 1 whatever was learnt. A task that equals
+  the mean has likeness 0 with every other one.
+  """
+  rows = np.concatenate(
+    [_by_task(w) for w in weights.values()], axis=1, dtype=np.float64
+  )
+  rows -= rows.mean(axis=0)
+  norms = np.linalg.norm(rows, axis=1)
+  cosines = rows @ rows.T / np.maximum(np.outer(norms, norms), 1e-12)
+  np.fill_diagonal(cosines, 1.0)
+  return cosines
+
+
+def _by_task(weights):
+  return np.moveaxis(weights, 1, 0).reshape(weights.shape[1], -1)
+
+
+def order_tasks(
+  similarity: Float[np.ndarray, 'task task'],
+) -> Int[np.ndarray, 'task']:
+  """Returns an order of the tasks in which neighbours are alike.
+
+  The leaves of an average-linkage clustering of 1 − similarity.
+  """
+  from scipy.cluster import hierarchy
+  from scipy.spatial import distance
+
+  n_tasks = len(similarity)
+  if n_tasks < 3:
+    return np.arange(n_tasks)
+  gap = np.clip(1.0 - similarity, 0.0, None)
+  np.fill_diagonal(gap, 0.0)
+  gap = (gap + gap.T) / 2
+  tree = hierarchy.linkage(distance.squareform(gap), method='average')
+  return hierarchy.leaves_list(tree)
+
+
+@dataclasses.dataclass(frozen=True)
+class RouterStatistics:
+  """The numbers that the papers watch during training, of one router.
+
+  Attributes:
+    discreteness: mean Bernoulli entropy of sigmoid(logits) over ln 2: 1 is
+      undecided, 0 is on or off.
+    active: share of (task, split, skill) whose sigmoid is at least 1/2.
+    evenness: entropy of the summed use of all splits' skills over its
+      maximum: 1 is all alike, 0 is one skill for everything.
+  """
+
+  discreteness: float
+  active: float
+  evenness: float
+
+
+def router_statistics(
+  routers: Mapping[str, Any],
+) -> dict[str, RouterStatistics]:
+  """Returns the statistics by path of the router, the mean over its layers."""
+  flat = traverse_util.flatten_dict(dict(routers), sep='/')
+  return {
+    path.removesuffix(f'/{routing.LOGITS}'): _statistics(np.asarray(logits))
+    for path, logits in flat.items()
+  }
+
+
+def _statistics(logits: np.ndarray) -> RouterStatistics:
+  z = 1.0 / (1.0 + np.exp(-logits.astype(np.float64)))
+  two = np.stack([z, 1.0 - z], axis=-1)
+  columns = z.sum(axis=-3)
+  columns = columns.reshape(*columns.shape[:-2], -1)
+  shares = columns / columns.sum(axis=-1, keepdims=True)
+  return RouterStatistics(
+    discreteness=float(entropy(two).mean()),
+    active=float((z >= 0.5).mean()),
+    evenness=float(entropy(shares).mean()),
+  )
+
+
+def save_routing(
+  folder: epath.PathLike, weights: Weights, tasks: TaskTable
+) -> None:
+  """Writes `routing.npz`: the weights by path, and the tasks' names.
+
+  Raises:
+    UserError: the weights are not of that many tasks.
+  """
+  for path, w in weights.items():
+    if w.shape[1] != len(tasks):
+      raise UserError(
+        f'The weights of {path} are of {w.shape[1]} tasks, the task table has'
+        f' {len(tasks)}.'
+      )
+  buffer = io.BytesIO()
+  arrays: dict[str, Any] = {
+    path: np.asarray(w, np.float32) for path, w in weights.items()
+  }
+  arrays[_TASKS] = np.array(tasks.to_json())
+  np.savez_compressed(buffer, **arrays)
+  epath.Path(folder).mkdir(parents=True, exist_ok=True)
+  (epath.Path(folder) / ROUTING_FILE).write_bytes(buffer.getvalue())
+
+
+def load_routing(
+  folder: epath.PathLike,
+) -> tuple[dict[str, np.ndarray], TaskTable] | None:
+  """Reads what `save_routing` wrote; None where there is nothing."""
+  path = epath.Path(folder) / ROUTING_FILE
+  if not path.exists():
+    return None
+  with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
+    arrays = {name: stored[name] for name in stored.files}
+  tasks = TaskTable(tuple(json.loads(str(arrays.pop(_TASKS)))))
+  return arrays, tasks
