@@ -13,6 +13,7 @@ import functools
 import hashlib
 import threading
 from typing import Any
+import uuid
 
 from etils import epath
 import sentencepiece
@@ -101,6 +102,10 @@ class SentencePieceVocabulary(Vocabulary):
 
   Equal in ids to `seqio.SentencePieceVocabulary(path, extra_ids)`; with
   `extra_ids=100`, the T5 model has the 32,100 ids that its checkpoints expect.
+
+  Attributes:
+    model: the contents of the model file.
+    full_model: the same with the sentinels in it.
   """
 
   def __init__(self, path: epath.PathLike, extra_ids: int = 0):
@@ -133,7 +138,8 @@ class SentencePieceVocabulary(Vocabulary):
   def _init(self, model: bytes, extra_ids: int, *, origin: str) -> None:
     super().__init__(extra_ids)
     self.model = model
-    self._processor = _load(model, extra_ids, origin)
+    self.full_model = _with_sentinels(model, extra_ids, origin)
+    self._processor = _load(self.full_model, origin)
     found = tuple(
       getattr(self._processor, name)()
       for name in ('pad_id', 'eos_id', 'unk_id')
@@ -182,7 +188,10 @@ class SentencePieceVocabulary(Vocabulary):
     path = epath.Path(folder) / spec['file']
     if not path.exists() or path.read_bytes() != self.model:
       path.parent.mkdir(parents=True, exist_ok=True)
-      path.write_bytes(self.model)
+      # Whole or not at all, whoever else writes it at this moment.
+      partial = path.parent / f'{path.name}.{uuid.uuid4().hex}.partial'
+      partial.write_bytes(self.model)
+      partial.replace(path)
     return spec
 
 
@@ -269,10 +278,8 @@ def load_vocabulary(
   return SentencePieceVocabulary(vocabulary, extra_ids)
 
 
-def _load(
-  model: bytes, extra_ids: int, origin: str
-) -> sentencepiece.SentencePieceProcessor:
-  """Returns a processor of the model with sentinels appended to its pieces."""
+def _with_sentinels(model: bytes, extra_ids: int, origin: str) -> bytes:
+  """Returns the model with T5's sentinels appended to its pieces."""
   try:
     proto = sentencepiece_model_pb2.ModelProto.FromString(model)
   except Exception as e:  # protobuf's DecodeError differs between its backends
@@ -283,10 +290,14 @@ def _load(
       score=0.0,
       type=sentencepiece_model_pb2.ModelProto.SentencePiece.USER_DEFINED,
     )
+  return proto.SerializeToString()
+
+
+def _load(model: bytes, origin: str) -> sentencepiece.SentencePieceProcessor:
   with _LOAD_LOCK:
     processor = sentencepiece.SentencePieceProcessor()
     try:
-      processor.LoadFromSerializedProto(proto.SerializeToString())
+      processor.LoadFromSerializedProto(model)
     except RuntimeError as e:
       raise UserError(f'{origin} is not a SentencePiece model: {e}') from e
   return processor

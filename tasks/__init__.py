@@ -1,0 +1,1 @@
+"""Registered tasks: real ones from files, and a generated suite."""

@@ -1,0 +1,234 @@
+"""Where examples come from and how a seqio task's records are read.
+
+`ExampleSource` is a seqio data source over a plain Python function. A task
+over one with the standard preprocessors is tokenised by plain Python; every
+other seqio task runs its own pipeline.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from etils import epath
+import seqio
+import tensorflow as tf
+
+from mhr_jax import vocabulary as vocabulary_lib
+from mhr_jax.data import fingerprints, preprocessors
+from mhr_jax.data.record_format import Record
+from mhr_jax.errors import UserError
+
+
+class TextExample(NamedTuple):
+  """One example as text: its id, its input, all acceptable targets."""
+
+  example_id: str
+  inputs: str
+  targets: Sequence[str]
+
+
+class TaskExamples(NamedTuple):
+  """All examples of a task by split, and its category if it has one."""
+
+  splits: Mapping[str, Iterable[TextExample]]
+  category: str | None = None
+
+
+class ExampleSource(seqio.DataSource):
+  """Examples made by a Python function.
+
+  Works in any seqio pipeline (as features `inputs`, `targets`, `references`,
+  `example_id`), and is prepared without one.
+  """
+
+  def __init__(
+    self,
+    load: Callable[[], TaskExamples],
+    *,
+    splits: Sequence[str],
+    files: Sequence[epath.PathLike] = (),
+  ):
+    """Describes a source; nothing is read yet.
+
+    Args:
+      load: returns the examples; a module's function, or a partial of one
+        over settings, so that it can be fingerprinted.
+      splits: the names of the splits that `load` returns.
+      files: the files that `load` reads; their contents are fingerprinted.
+    """
+    super().__init__(splits=splits)
+    self.load = load
+    self.files = tuple(files)
+
+  @property
+  def supports_arbitrary_sharding(self) -> bool:
+    return False
+
+  def list_shards(self, split: str) -> Sequence[str]:
+    return [split]
+
+  def get_dataset(
+    self, split='train', shuffle=True, seed=None, shard_info=None, **unused
+  ) -> tf.data.Dataset:
+    """Returns the split for seqio's own pipelines; see seqio.DataSource."""
+    del unused
+    if shard_info and shard_info.num_shards > 1:
+      raise ValueError('An ExampleSource cannot be read in shards.')
+    examples = list(self.load().splits[split])
+    dataset = tf.data.Dataset.from_tensor_slices(
+      {
+        'inputs': [e.inputs for e in examples],
+        'targets': [e.targets[0] for e in examples],
+        preprocessors.REFERENCES: tf.ragged.constant(
+          [list(e.targets) for e in examples], dtype=tf.string, ragged_rank=1
+        ),
+        'example_id': [e.example_id for e in examples],
+      }
+    )
+    return dataset.shuffle(len(examples), seed=seed) if shuffle else dataset
+
+
+class TaskRecords(NamedTuple):
+  """The tokenised records of a task by split, made while they are read."""
+
+  splits: Mapping[str, Iterator[Record]]
+  category: str | None
+
+
+def read_task(task: seqio.Task) -> TaskRecords:
+  """Tokenises a task, by plain Python where its definition allows that."""
+  vocabulary = task_vocabulary(task)
+  if isinstance(task.source, ExampleSource) and tuple(task.preprocessors) == (
+    preprocessors.STANDARD
+  ):
+    examples = task.source.load()
+    splits = {
+      split: _encode(examples.splits[split], vocabulary)
+      for split in task.splits
+    }
+    return TaskRecords(splits, examples.category)
+  return TaskRecords(
+    {split: _run_pipeline(task, split, vocabulary) for split in task.splits},
+    None,
+  )
+
+
+def task_vocabulary(task: seqio.Task) -> vocabulary_lib.Vocabulary:
+  """Returns the TF-free vocabulary of a task.
+
+  Raises:
+    UserError: inputs or targets are missing, or their vocabularies differ or
+      are of a kind that has no TF-free form.
+  """
+  absent = {'inputs', 'targets'} - set(task.output_features)
+  if absent:
+    raise UserError(
+      f'Task {task.name!r} has no feature {sorted(absent)[0]!r}; it needs'
+      f' inputs and targets, and has {sorted(task.output_features)}.'
+    )
+  inputs, targets = (
+    preprocessors.from_seqio(task.output_features[key].vocabulary)
+    for key in ('inputs', 'targets')
+  )
+  if inputs != targets:
+    raise UserError(
+      f'Task {task.name!r} has one vocabulary for its inputs ({inputs}) and'
+      f' another for its targets ({targets}); T5 shares one.'
+    )
+  return inputs
+
+
+def source_files(task: seqio.Task) -> list[epath.Path]:
+  """Returns the files whose contents the task's examples come from.
+
+  Known for `ExampleSource` and seqio's file sources. What another kind of
+  source reads is taken to change only when its definition changes.
+  """
+  source = task.source
+  if isinstance(source, ExampleSource):
+    return [epath.Path(path) for path in source.files]
+  if isinstance(source, seqio.FileDataSource):
+    shards = {p for split in source.splits for p in source.list_shards(split)}
+    return [epath.Path(path) for path in sorted(shards)]
+  return []
+
+
+def define_source(source: seqio.DataSource) -> Any:
+  """A source's definition; seqio's own sources by what they were given."""
+  if isinstance(source, ExampleSource):
+    return fingerprints.describe([source.load, source.splits, source.files])
+  if isinstance(source, seqio.TfdsDataSource):
+    given = [source.tfds_dataset.name, source.tfds_dataset.data_dir]
+    return fingerprints.describe([type(source), given, source.splits])
+  return fingerprints.describe(source)
+
+
+def _encode(
+  examples: Iterable[TextExample], vocabulary: vocabulary_lib.Vocabulary
+) -> Iterator[Record]:
+  for example in examples:
+    yield Record(
+      inputs=vocabulary.encode(example.inputs),
+      targets=[vocabulary.encode(target) for target in example.targets],
+      inputs_pretokenized=example.inputs,
+      targets_pretokenized=example.targets,
+      example_id=example.example_id,
+    )
+
+
+def _run_pipeline(
+  task: seqio.Task, split: str, vocabulary: vocabulary_lib.Vocabulary
+) -> Iterator[Record]:
+  """Runs a task's own seqio pipeline."""
+  try:
+    dataset = task.get_dataset(
+      sequence_length=None,
+      split=split,
+      use_cached=task.requires_caching,
+      shuffle=False,
+      seed=0,
+      trim_output_features=False,
+    )
+    for i, example in enumerate(dataset.as_numpy_iterator()):
+      yield _from_seqio_example(example, f'{split}-{i}', vocabulary)
+  except (ValueError, KeyError, TypeError, tf.errors.OpError) as e:
+    raise UserError(
+      f'Task {task.name!r}, split {split!r}: its seqio pipeline failed:'
+      f' {type(e).__name__}: {e}'
+    ) from e
+
+
+def _from_seqio_example(
+  example: Mapping[str, Any],
+  example_id: str,
+  vocabulary: vocabulary_lib.Vocabulary,
+) -> Record:
+  """Returns the record of an example that a seqio pipeline made."""
+  inputs, inputs_text = _ids_and_text(example, 'inputs', vocabulary)
+  if preprocessors.REFERENCES in example:
+    texts = [
+      preprocessors.as_text(text) for text in example[preprocessors.REFERENCES]
+    ]
+    targets = [vocabulary.encode(text) for text in texts]
+  else:
+    ids, text = _ids_and_text(example, 'targets', vocabulary)
+    targets, texts = [ids], [text]
+  given_id = example.get('example_id', example_id)
+  return Record(
+    inputs=inputs,
+    targets=targets,
+    inputs_pretokenized=inputs_text,
+    targets_pretokenized=texts,
+    example_id=preprocessors.as_text(given_id),
+  )
+
+
+def _ids_and_text(
+  example: Mapping[str, Any], key: str, vocabulary: vocabulary_lib.Vocabulary
+) -> tuple[list[int], str]:
+  ids = [int(i) for i in example[key]]
+  if ids and ids[-1] == vocabulary.eos_id:
+    ids = ids[:-1]
+  text = example.get(f'{key}_pretokenized')
+  if text is None:
+    return ids, vocabulary.decode(ids)
+  return ids, preprocessors.as_text(text)
