@@ -143,6 +143,7 @@ class Progress:
     loss: float | None = None,
     examples: float = 0,
     tokens: float = 0,
+    seconds_left: float | None = None,
   ):
     """Says that `step` steps of the run are done.
 
@@ -151,6 +152,7 @@ class Progress:
       loss: shown as it is; None leaves it out.
       examples: how many since the last update.
       tokens: how many since the last update.
+      seconds_left: where it is known; estimated by default.
     """
     now = time.monotonic()
     self._step = step
@@ -160,7 +162,7 @@ class Progress:
     )
     if not self._enabled:
       return
-    self._line = self._text(loss, steps)
+    self._line = self._text(loss, steps, seconds_left)
     if self._bar is not None:
       self._bar.update(self._task, completed=step, line=self._line)
     elif (
@@ -169,7 +171,17 @@ class Progress:
       self._print()
       self._last_line = now
 
-  def _text(self, loss: float | None, steps_per_second: float) -> str:
+  def say(self, text: str):
+    """Prints a line, above the bar where there is one."""
+    if self._enabled:
+      self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+  def _text(
+    self,
+    loss: float | None,
+    steps_per_second: float,
+    seconds_left: float | None,
+  ) -> str:
     parts = [f'{self._step}/{self.total}']
     if loss is not None:
       parts.append(f'loss {loss:.4g}')
@@ -178,15 +190,12 @@ class Progress:
     if self.tokens_per_second:
       parts.append(f'{format_rate(self.tokens_per_second)} tokens/s')
     left = self.total - self._step
-    if left and steps_per_second > 0:
-      parts.append(f'{format_duration(left / steps_per_second)} left')
+    if seconds_left is None and steps_per_second > 0:
+      seconds_left = left / steps_per_second
+    if left and seconds_left is not None:
+      parts.append(f'{format_duration(seconds_left)} left')
     return '  '.join(parts)
 
   def _print(self):
-    self._console.print(
-      f'{self._label}  {self._line}',
-      markup=False,
-      highlight=False,
-      soft_wrap=True,
-    )
+    self.say(f'{self._label}  {self._line}')
     self._line = ''

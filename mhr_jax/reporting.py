@@ -38,8 +38,8 @@ _PROTO = 'tensorboard.compat.proto.'
 class MetricsWriter:
   """Writes numbers to `metrics.jsonl` and to TensorBoard.
 
-  A run that resumes at step n drops what was written about later steps: an
-  interrupted run's files equal an uninterrupted one's, times apart.
+  A run that resumes drops what was written about the steps it does again: an
+  interrupted run's file equals an uninterrupted one's, times apart.
   """
 
   def __init__(
@@ -49,55 +49,54 @@ class MetricsWriter:
     resume_step: int | None = None,
     tensorboard: bool = True,
   ):
-    """Opens the files of `run_dir`, which is made where it is missing.
+    """Prepares to write in `run_dir`; nothing is touched before `write`.
 
     Args:
       run_dir: the run folder.
-      resume_step: keep what was written up to this step; None starts anew.
+      resume_step: what was written up to this step is kept, 0 keeps nothing;
+        None keeps what lies before the first step that is written.
       tensorboard: also write TensorBoard's event files. They need the
         `tensorboard` package and no TensorFlow.
     """
-    run_dir = epath.Path(run_dir)
+    self._run_dir = epath.Path(run_dir)
     self._active = jax.process_index() == 0
+    self._resume_step = resume_step
+    self._tensorboard = tensorboard
+    self._lines: run_files.AppendFile | None = None
     self._events: _Events | None = None
-    if not self._active:
-      return
-    kept = ''
-    if resume_step is not None:
-      kept = ''.join(
-        json.dumps(line) + '\n'
-        for line in read_metrics(run_dir)
-        if line['step'] <= resume_step
-      )
-    self._lines = run_files.open_append(
-      run_dir / run_files.METRICS_FILE, start=kept.encode()
-    )
-    if tensorboard:
-      self._events = _Events(
-        run_dir / run_files.TENSORBOARD_FOLDER,
-        first_step=(resume_step or 0) + 1,
-      )
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """Writes one line: the step, the time and `values` ('part/name')."""
     if not self._active:
       return
+    if self._lines is None:
+      self._lines = self._open(int(step))
     numbers = {name: float(value) for name, value in values.items()}
     line = {'step': int(step), 'time': round(time.time(), 3), **numbers}
-    self._lines.write(
-      (json.dumps(run_files.to_json_value(line)) + '\n').encode()
-    )
+    self._lines.write((_to_json(line) + '\n').encode())
     self._lines.flush()
     if self._events is not None:
       self._events.write(int(step), numbers)
 
+  def _open(self, first_step: int) -> run_files.AppendFile:
+    last = self._resume_step
+    last = first_step - 1 if last is None else last
+    kept = [
+      line for line in read_metrics(self._run_dir) if line['step'] <= last
+    ]
+    if self._tensorboard:
+      folder = self._run_dir / run_files.TENSORBOARD_FOLDER
+      self._events = _Events(folder, first_step=last + 1)
+    start = ''.join(_to_json(line) + '\n' for line in kept)
+    return run_files.open_append(
+      self._run_dir / run_files.METRICS_FILE, start=start.encode()
+    )
+
   def close(self) -> None:
     """Writes what is left and closes the files."""
-    if not self._active:
-      return
-    self._lines.close()
-    if self._events is not None:
-      self._events.close()
+    for file in (self._lines, self._events):
+      if file is not None:
+        file.close()
 
   def __enter__(self) -> Self:
     return self
@@ -142,6 +141,10 @@ class _Events:
     self._records.close()
 
 
+def _to_json(value: Any) -> str:
+  return json.dumps(run_files.to_json_value(value))
+
+
 def read_metrics(run_dir: epath.PathLike) -> list[dict[str, Any]]:
   """Returns the lines of `metrics.jsonl`, in order; [] where there is none.
 
@@ -163,6 +166,69 @@ def read_metrics(run_dir: epath.PathLike) -> list[dict[str, Any]]:
         break
       raise UserError(f'{path}, line {number} is not JSON: {error}') from error
   return found
+
+
+class RunLog:
+  """Shows a run's progress and writes its numbers: the trainer's `on_log`.
+
+  Use it as a context manager around the training loop and pass it on:
+
+    with RunLog(run_dir, settings.steps) as log:
+      fit(…, on_log=log, on_message=log.say)
+  """
+
+  def __init__(
+    self,
+    run_dir: epath.PathLike | None,
+    steps: int,
+    *,
+    label: str = 'train',
+    tensorboard: bool = True,
+    progress: Progress | None = None,
+  ):
+    """Prepares the display and the files.
+
+    Args:
+      run_dir: where to write; None writes nothing.
+      steps: of the whole run.
+      label: first word of the bar or of each line.
+      tensorboard: see `MetricsWriter`.
+      progress: the display, made by default.
+    """
+    enabled = jax.process_index() == 0
+    self._progress = progress or Progress(steps, label=label, enabled=enabled)
+    self._writer: MetricsWriter | None = None
+    if run_dir is not None:
+      self._writer = MetricsWriter(run_dir, tensorboard=tensorboard)
+
+  def __call__(self, step: int, numbers: Mapping[str, float]) -> None:
+    """Takes in the numbers of a step: those of training, or of evaluation."""
+    if self._writer is not None:
+      self._writer.write(step, numbers)
+    if 'train/loss' in numbers:
+      self._progress.update(
+        step,
+        loss=numbers['train/loss'],
+        examples=numbers.get('train/examples', 0),
+        tokens=numbers.get('train/tokens', 0),
+        seconds_left=numbers.get('train/seconds_left'),
+      )
+    else:
+      shown = '  '.join(f'{k} {v:.4g}' for k, v in numbers.items())
+      self._progress.say(f'step {step}  {shown}')
+
+  def say(self, text: str) -> None:
+    """Prints a sentence for people, above the bar where there is one."""
+    self._progress.say(text)
+
+  def __enter__(self) -> Self:
+    self._progress.__enter__()
+    return self
+
+  def __exit__(self, *exc_info: Any):
+    self._progress.__exit__(*exc_info)
+    if self._writer is not None:
+      self._writer.close()
 
 
 def write_run_folder(

@@ -35,10 +35,27 @@ def test_resume_drops_what_lies_after_the_checkpoint(tmp_path):
   assert losses == [1.0, 2.0, 3.0, 40.0]
 
 
+def test_by_default_the_first_step_written_says_where_it_resumes(tmp_path):
+  for steps in (range(1, 6), range(4, 6)):
+    with reporting.MetricsWriter(tmp_path) as writer:
+      for step in steps:
+        writer.write(step, {'train/loss': step})
+  lines = reporting.read_metrics(tmp_path)
+  assert [line['step'] for line in lines] == [1, 2, 3, 4, 5]
+
+
+def test_nothing_is_touched_before_the_first_number(tmp_path):
+  with reporting.MetricsWriter(tmp_path) as writer:
+    writer.write(1, {'train/loss': 1})
+  with reporting.MetricsWriter(tmp_path):
+    pass
+  assert len(reporting.read_metrics(tmp_path)) == 1
+
+
 def test_a_new_run_in_the_same_folder_starts_anew(tmp_path):
   for loss in (1.0, 2.0):
-    with reporting.MetricsWriter(tmp_path) as writer:
-      writer.write(1, {'train/loss': loss})
+    with reporting.MetricsWriter(tmp_path, resume_step=0) as writer:
+      writer.write(5 * loss, {'train/loss': loss})
   lines = reporting.read_metrics(tmp_path)
   assert [line['train/loss'] for line in lines] == [2.0]
 
@@ -171,3 +188,19 @@ def test_run_folder_explains_itself(tmp_path):
   tasks = (tmp_path / run_files.TASKS_FILE).read_text()
   assert TaskTable.from_json(tasks) == description.tasks
   assert (tmp_path / run_files.CONFIG_FILE).read_text() == 'train.steps = 10\n'
+
+
+def test_run_log_shows_and_writes(tmp_path):
+  console, text = _console(terminal=False)
+  progress = reporting.Progress(100, console=console, every_seconds=0)
+  with reporting.RunLog(tmp_path, 100, progress=progress) as log:
+    log.say('Starting.')
+    log(50, {'train/loss': 2.0, 'train/examples': 9, 'train/seconds_left': 65})
+    log(50, {'heldback/loss': 2.5})
+  shown = text.getvalue().splitlines()
+  assert shown[0] == 'Starting.'
+  assert shown[1].startswith('train  50/100  loss 2  ')
+  assert shown[1].endswith('1:05 left')
+  assert shown[2] == 'step 50  heldback/loss 2.5'
+  lines = reporting.read_metrics(tmp_path)
+  assert lines[1]['heldback/loss'] == 2.5
