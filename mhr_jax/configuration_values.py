@@ -153,7 +153,14 @@ class _Walk:
     configurable: gin_config.Configurable,
     scope: tuple[str, ...],
     given: frozenset[str] = frozenset(),
+    *,
+    evaluated: bool = True,
   ) -> Iterator[Setting]:
+    """Yields the settings of a call, then of what its values refer to.
+
+    Where a value is a function itself (`@f`, not `@f()`), our code calls it
+    later and gives what has no binding.
+    """
     key = ('/'.join(scope), configurable.selector)
     if key in self._seen:
       return
@@ -161,7 +168,9 @@ class _Walk:
     bound = gin_config._get_bindings(configurable.selector, list(scope) or None)
     inner = []
     for name, parameter in parameters(configurable.wrapped).items():
-      if name in given:
+      required = parameter.default in (parameter.empty, gin.REQUIRED)
+      left = required and not evaluated and name not in bound
+      if name in given or left:
         continue
       try:
         value, place = self._value(configurable, scope, name, parameter, bound)
@@ -174,7 +183,9 @@ class _Walk:
       yield Setting(f'{prefix}.{name}', text, place, literal)
       inner.extend(self._inner(value, scope))
     for reference, inner_scope in inner:
-      yield from self.visit(reference.configurable, inner_scope)
+      yield from self.visit(
+        reference.configurable, inner_scope, evaluated=reference.evaluate
+      )
 
   def _value(
     self,

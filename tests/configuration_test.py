@@ -9,7 +9,7 @@ import pytest
 from mhr_jax import configuration, configuration_values
 from mhr_jax.errors import UserError
 
-_MODULE = '''
+_MODULE = """
 import dataclasses
 
 @dataclasses.dataclass(frozen=True)
@@ -25,14 +25,14 @@ def train(*, run_dir, steps=3, optimizer=None, tasks=()):
   if steps < 0:
     raise __import__('mhr_jax.errors').errors.UserError('steps < 0')
   return run_dir, steps, optimizer, tasks
-'''
-_BASE = '''
+"""
+_BASE = """
 from __gin__ import dynamic_registration
-import recipe
+import recipe as r
 STEPS = 5
 RUN_DIR = %gin.REQUIRED  # where to write the run
-'''
-_RUN = '''
+"""
+_RUN = """
 from __gin__ import dynamic_registration
 import recipe as r
 
@@ -44,7 +44,7 @@ r.train:
   optimizer = @fast/r.Optimizer()
   tasks = [@one/r.Task(), {'a': @one/r.Task(), 'b': %STEPS}]
 one/r.Task.name = 'x'
-'''
+"""
 
 
 @pytest.fixture
@@ -120,6 +120,15 @@ def test_show_marks_what_is_missing(recipe):
   resolved = _parse(recipe).resolve(recipe.train, missing='show')
   first = resolved.to_text().splitlines()[3]
   assert first.startswith('# recipe.train.run_dir = (required)  # RUN_DIR is')
+
+
+def test_a_function_as_value_may_lack_what_its_caller_gives(recipe):
+  bindings = ['RUN_DIR = "a"', 'train.optimizer = @Task']
+  parsed = _parse(recipe, bindings=bindings)
+  resolved = parsed.resolve(recipe.train).to_dict()
+  assert resolved['recipe.train.optimizer'] == '@recipe.Task'
+  assert 'recipe.Task.name' not in resolved
+  assert parsed.call(recipe.train)[2](name='y') == recipe.Task('y')
 
 
 def test_diff_lists_changed_keys():

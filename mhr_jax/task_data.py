@@ -1,0 +1,158 @@
+"""Which tasks a run is about, and making sure that they are prepared.
+
+Tasks are names. Where the data of a name is there already, no module that
+registers tasks is imported, and with it neither seqio nor TensorFlow; where it
+is missing, the task modules of the settings are, and the data is prepared.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import importlib
+from types import ModuleType
+from typing import Any, Literal
+
+from etils import epath
+
+from mhr_jax.data import record_format, records
+from mhr_jax.errors import UserError
+
+DEFAULT_DATA_DIR = 'data_cache'
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskModule:
+  """A Python module that registers tasks with seqio.
+
+  Attributes:
+    name: the module, such as 'mhr_jax.tasks.skills'. Importing it registers
+      tasks, or its function `register` does.
+    options: arguments of `register`, such as the folder of a data set.
+  """
+
+  name: str
+  options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  def register(self) -> ModuleType:
+    """Imports the module and registers its tasks; again: no-op.
+
+    Raises:
+      UserError: there is no such module, or it has no such option.
+    """
+    try:
+      module = importlib.import_module(self.name)
+    except ModuleNotFoundError as error:
+      raise UserError(_missing_module(self.name, error.name or '')) from error
+    register = getattr(module, 'register', None)
+    if register is None:
+      if self.options:
+        raise UserError(
+          f'{self.name} has no function `register` to take the options'
+          f' {", ".join(self.options)}.'
+        )
+      return module
+    try:
+      register(**self.options)
+    except TypeError as error:
+      if 'argument' not in str(error):
+        raise
+      raise UserError(f'{self.name}: {error}.') from error
+    return module
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskData:
+  """Names of tasks and where their prepared data lies.
+
+  Attributes:
+    tasks: a mixture, a task, or a list of tasks.
+    data_dir: the folder of all prepared data, local or in a bucket.
+    modules: what registers the tasks; needed where they are not prepared.
+    prepare: when to prepare: what is missing, never, or whenever what the
+      data was made from has changed (which imports seqio at every start).
+  """
+
+  tasks: str | Sequence[str]
+  data_dir: str = DEFAULT_DATA_DIR
+  modules: Sequence[TaskModule] = ()
+  prepare: Literal['missing', 'stale', 'never'] = 'missing'
+
+  def __post_init__(self):
+    if not isinstance(self.tasks, str):
+      object.__setattr__(self, 'tasks', tuple(self.tasks))
+    object.__setattr__(self, 'modules', tuple(self.modules))
+    if self.prepare not in ('missing', 'stale', 'never'):
+      raise UserError(
+        f"prepare is 'missing', 'stale' or 'never', not {self.prepare!r}."
+      )
+
+  @property
+  def names(self) -> tuple[str, ...]:
+    """What is asked for: mixtures and tasks."""
+    return (self.tasks,) if isinstance(self.tasks, str) else self.tasks
+
+  def resolve(self) -> records.Mixture:
+    """Returns the tasks, in the order of their ids; prepares what is missing.
+
+    Raises:
+      UserError: something is neither prepared nor registered.
+    """
+    found = None if self.prepare == 'stale' else self._find()
+    if found is None and self.prepare != 'never' and self.modules:
+      prepare_tasks(self)
+      found = self._find()
+    if found is None:
+      found = self._open()
+    return found
+
+  def _find(self) -> records.Mixture | None:
+    try:
+      return self._open()
+    except UserError:
+      return None
+
+  def _open(self) -> records.Mixture:
+    """Opens everything that is asked for, as one mixture."""
+    tasks: dict[str, float] = {}
+    for name in self.names:
+      if _is_mixture(self.data_dir, name):
+        mixture = records.open_mixture(self.data_dir, name)
+        tasks |= dict(zip(mixture.tasks, mixture.rates, strict=True))
+      else:
+        tasks[name] = 1.0
+    for task in tasks:
+      records.open_task(self.data_dir, task)
+    title = self.tasks if isinstance(self.tasks, str) else 'tasks'
+    return records.Mixture(title, tuple(tasks), tuple(tasks.values()))
+
+
+def prepare_tasks(
+  data: TaskData, *, remake: Literal['stale', 'all'] = 'stale'
+) -> list[Any]:
+  """Registers the task modules and prepares what `data` names.
+
+  Returns:
+    What became of each task (`data.prepare.Prepared`).
+
+  Raises:
+    UserError: a name is not registered.
+  """
+  for module in data.modules:
+    module.register()
+  # seqio and TensorFlow are imported here and nowhere else in a run.
+  from mhr_jax.data import prepare
+
+  return prepare.prepare(data.data_dir, data.names, remake=remake)
+
+
+def _is_mixture(data_dir: str, name: str) -> bool:
+  folder = epath.Path(data_dir) / record_format.MIXTURES
+  return (folder / f'{name}.json').exists()
+
+
+def _missing_module(name: str, missing: str) -> str:
+  if missing in ('seqio', 'tensorflow', 'tensorflow_text'):
+    return f"{name} needs {missing}: pip install 'mhr_jax[data]' brings it."
+  return (
+    f'There is no module {missing!r} (wanted: {name}). Is its folder on'
+    ' PYTHONPATH?'
+  )
