@@ -131,8 +131,8 @@ def mixing_weights(
   `sigmoid` of the logits; `relaxed_bernoulli`, a sample of the relaxed
   Bernoulli at temperature 1 (Ponti et al., equation 2), where there is noise;
   `straight_through`, the sigmoid rounded to 0 or 1 with the sigmoid's
-  gradient. Where no skill at all rounds to 1, that row takes the sigmoid's
-  weights (mttl divides by 1e-12 there: no adapter, and a gradient of 1e12).
+  gradient. A row in which all round to 0 mixes nothing; there we divide by 1,
+  since mttl's 1e-12 makes its gradient 1e12 times too large.
 
   Args:
     logits: the task's row, for every example.
@@ -151,14 +151,9 @@ def mixing_weights(
     logits = logits + jnp.log(noise) - jnp.log1p(-noise)
   z = jax.nn.sigmoid(logits)
   if mixing == 'straight_through':
-    z = _round_straight_through(z)
-  return z / (z.sum(axis=-1, keepdims=True) + _EPSILON)
-
-
-def _round_straight_through(z):
-  hard = jnp.round(jax.lax.stop_gradient(z))
-  some = jnp.any(hard > 0, axis=-1, keepdims=True)
-  return z + jnp.where(some, hard - jax.lax.stop_gradient(z), 0)
+    z = z + jax.lax.stop_gradient(jnp.round(z) - z)
+  total = z.sum(axis=-1, keepdims=True)
+  return z / jnp.where(total > 0, total + _EPSILON, 1)
 
 
 def draw_noise(

@@ -1,0 +1,265 @@
+"""Mixing forms against loops, shapes by scope, noise, rows of new tasks."""
+
+import itertools
+
+import jax
+from jax import numpy as jnp
+import numpy as np
+import pytest
+
+from mhr_jax import routing
+from mhr_jax.adapters import LinearShape
+
+LINEARS = {
+  'encoder/attention/query': LinearShape(3, 8, 12),
+  'encoder/attention/out': LinearShape(3, 12, 8),
+  'encoder/mlp/wo': LinearShape(3, 16, 8),
+  'decoder/self_attention/query': LinearShape(2, 8, 12),
+}
+SIZES = {'n_tasks': 5, 'n_splits': 2, 'n_skills': 4}
+
+
+def loop_weights(logits, mixing, noise=None):
+  """One number at a time, as the formulas are written."""
+  result = np.zeros_like(logits)
+  *lead, skills = logits.shape
+  for index in itertools.product(*map(range, lead)):
+    z = []
+    for k in range(skills):
+      x = logits[(*index, k)]
+      if noise is not None:
+        u = noise[(*index, k)]
+        x = x + np.log(u) - np.log1p(-u)
+      z.append(np.exp(x) if mixing == 'softmax' else 1 / (1 + np.exp(-x)))
+    if mixing == 'straight_through':
+      z = [float(v > 0.5) for v in z]
+    for k in range(skills):
+      result[(*index, k)] = z[k] / (sum(z) or 1)
+  return result
+
+
+@pytest.mark.parametrize('mixing', sorted(routing.LEARNED_MIXINGS))
+def test_mixing_forms_equal_a_loop(mixing):
+  logits = np.random.default_rng(0).normal(size=(3, 5, 2, 4)) * 2
+  with jax.enable_x64(True):
+    weights = routing.mixing_weights(jnp.array(logits), mixing)
+  np.testing.assert_allclose(weights, loop_weights(logits, mixing), atol=1e-11)
+
+
+def test_relaxed_bernoulli_with_noise_equals_a_loop():
+  rng = np.random.default_rng(1)
+  logits, noise = rng.normal(size=(5, 2, 4)), rng.uniform(size=(5, 2, 4))
+  with jax.enable_x64(True):
+    weights = routing.mixing_weights(
+      jnp.array(logits), 'relaxed_bernoulli', noise=jnp.array(noise)
+    )
+  expected = loop_weights(logits, 'relaxed_bernoulli', noise)
+  np.testing.assert_allclose(weights, expected, atol=1e-11)
+
+
+def test_straight_through_has_the_gradient_of_the_rounded_mean():
+  logits = jnp.array([0.5, -1.0, 2.0])
+  cotangent = jnp.array([1.0, 3.0, -2.0])
+  _, vjp = jax.vjp(
+    lambda x: routing.mixing_weights(x, 'straight_through'), logits
+  )
+  # w = h / sum(h) at h = round(z), and dh/dz = 1.
+  z, h = jax.nn.sigmoid(logits), jnp.array([1.0, 0.0, 1.0])
+  d_h = cotangent / h.sum() - (cotangent * h).sum() / h.sum() ** 2
+  np.testing.assert_allclose(vjp(cotangent)[0], d_h * z * (1 - z), rtol=1e-5)
+
+
+def test_straight_through_with_no_skill_on_stays_finite():
+  logits = jnp.full((1, 4), -0.5)
+  weights, vjp = jax.vjp(
+    lambda x: routing.mixing_weights(x, 'straight_through'), logits
+  )
+  assert not weights.any()
+  gradient = vjp(jnp.arange(4.0)[None])[0]
+  assert jnp.isfinite(gradient).all() and abs(gradient).max() < 10
+
+
+def test_forms_without_logits_refuse_them():
+  with pytest.raises(ValueError, match='no routing logits'):
+    routing.mixing_weights(jnp.zeros((1, 4)), 'uniform')
+
+
+def init(scope, seed=0):
+  key = jax.random.key(seed)
+  return routing.init_routers(key, LINEARS, scope=scope, **SIZES)
+
+
+def weights_of(routers, task_ids, *, scope='module', mixing='sigmoid', **more):
+  return routing.compute_mixing_weights(
+    routers,
+    LINEARS,
+    jnp.array(task_ids),
+    mixing=mixing,
+    scope=scope,
+    n_splits=SIZES['n_splits'],
+    n_skills=SIZES['n_skills'],
+    **more,
+  )
+
+
+ROUTERS = {
+  'module': {path: (LINEARS[path].layers,) for path in LINEARS},
+  'layer': {
+    'encoder/attention': (3,),
+    'encoder/mlp': (3,),
+    'decoder/self_attention': (2,),
+  },
+  'block': {'encoder': (3,), 'decoder': (2,)},
+  'stack': {'encoder': (), 'decoder': ()},
+  'model': {'model': ()},
+}
+
+
+def at(tree, path):
+  for part in path.split('/'):
+    tree = tree[part]
+  return tree['routing_logits']
+
+
+@pytest.mark.parametrize('scope', routing.ROUTER_SCOPES)
+def test_router_shapes_and_weights_by_scope(scope):
+  routers = init(scope)
+  assert len(jax.tree.leaves(routers)) == len(ROUTERS[scope])
+  assert routing.count_tasks(routers) == 5
+  for path, layers in ROUTERS[scope].items():
+    assert at(routers, path).shape == (*layers, 5, 2, 4)
+    assert 0 < abs(at(routers, path)).max() <= 1e-3
+  task_ids = [4, 0, 4]
+  weights = weights_of(routers, task_ids, scope=scope)
+  for path, linear in LINEARS.items():
+    logits = np.asarray(at(routers, routing.router_of(path, scope)))
+    logits = np.broadcast_to(logits, (linear.layers, 5, 2, 4))
+    expected = loop_weights(logits[:, task_ids], 'sigmoid')
+    np.testing.assert_allclose(weights[path], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize('scope', routing.ROUTER_SCOPES)
+def test_logical_axes_have_the_structure_of_the_routers(scope):
+  axes = routing.router_logical_axes(LINEARS, scope)
+  jax.tree.map(
+    lambda leaf, names: np.testing.assert_equal(leaf.ndim, len(names)),
+    init(scope),
+    axes,
+  )
+
+
+def test_linears_that_share_a_router_share_weights_and_noise():
+  weights = weights_of(
+    init('layer'),
+    [1, 2],
+    scope='layer',
+    mixing='relaxed_bernoulli',
+    noise_key=jax.random.key(3),
+  )
+  query, out = 'encoder/attention/query', 'encoder/attention/out'
+  np.testing.assert_array_equal(weights[query], weights[out])
+  assert (weights[query] != weights['encoder/mlp/wo']).all()
+
+
+def test_uniform_and_private_need_no_router():
+  uniform = weights_of({}, [1, 2, 0], mixing='uniform')
+  for path, linear in LINEARS.items():
+    np.testing.assert_array_equal(
+      uniform[path], np.full((linear.layers, 1, 2, 4), 0.25)
+    )
+  private = weights_of({}, [3, 0], mixing='private')
+  expected = np.zeros((3, 2, 2, 4))
+  expected[:, 0, :, 3] = expected[:, 1, :, 0] = 1
+  np.testing.assert_array_equal(private['encoder/mlp/wo'], expected)
+
+
+def test_noise_depends_on_the_global_index_and_not_on_the_batch_split():
+  routers, key = init('module'), jax.random.key(7)
+  task_ids, indices = np.array([0, 1, 1, 4, 2, 0]), np.arange(6)
+  options = {'mixing': 'relaxed_bernoulli', 'noise_key': key}
+  whole = weights_of(routers, task_ids, **options)
+  parts = [
+    weights_of(
+      routers,
+      task_ids[part],
+      example_index=jnp.array(indices[part]),
+      **options,
+    )
+    for part in (slice(0, 2), slice(2, 5), slice(5, 6))
+  ]
+  for path in LINEARS:
+    joined = np.concatenate([part[path] for part in parts], axis=1)
+    np.testing.assert_array_equal(whole[path], joined)
+
+
+def test_noise_differs_by_router_layer_example_split_and_skill():
+  key = jax.random.key(7)
+  indices = jnp.arange(50)
+  noise = routing.draw_noise(key, 'encoder', indices, (6, 3, 4))
+  assert noise.shape == (6, 50, 3, 4)
+  assert len(np.unique(noise)) > 0.99 * noise.size
+  np.testing.assert_allclose(noise.mean(), 0.5, atol=0.03)
+  other = routing.draw_noise(key, 'decoder', indices, (6, 3, 4))
+  assert (noise != other).mean() > 0.99
+
+
+def test_there_is_no_noise_without_a_key_or_in_other_forms():
+  routers = init('module')
+  sigmoid = weights_of(routers, [1, 2])
+  for options in (
+    {'mixing': 'relaxed_bernoulli'},
+    {'mixing': 'sigmoid', 'noise_key': jax.random.key(0)},
+  ):
+    weights = weights_of(routers, [1, 2], **options)
+    jax.tree.map(np.testing.assert_array_equal, weights, sigmoid)
+
+
+def test_a_row_beyond_the_last_is_nan_and_not_another_tasks():
+  weights = weights_of(init('module'), [4, 5])['encoder/mlp/wo']
+  assert jnp.isfinite(weights[:, 0]).all()
+  assert jnp.isnan(weights[:, 1]).all()
+
+
+def test_rows_of_new_tasks():
+  routers = jax.tree.map(
+    lambda x: jax.random.normal(jax.random.key(1), x.shape), init('layer')
+  )
+  old = routers['encoder']['mlp']['routing_logits']
+  key = jax.random.key(2)
+  uniform = routing.new_task_rows(routers, 2, key=key)
+  mean = routing.new_task_rows(routers, 2, init='mean')
+  zeros = routing.new_task_rows(routers, 1, init='zeros')
+  for rows in (uniform, mean):
+    assert jax.tree.structure(rows) == jax.tree.structure(routers)
+    assert rows['encoder']['mlp']['routing_logits'].shape == (3, 2, 2, 4)
+  uniform = uniform['encoder']['mlp']['routing_logits']
+  assert 0 < abs(uniform).max() <= 1e-3
+  np.testing.assert_allclose(
+    mean['encoder']['mlp']['routing_logits'][:, 1], old.mean(1), rtol=1e-6
+  )
+  assert not zeros['encoder']['mlp']['routing_logits'].any()
+
+
+def test_extended_rows_leave_the_trained_ones_alone():
+  routers = init('stack')
+  extended = routing.extend_task_rows(routers, 3, key=jax.random.key(2))
+  assert routing.count_tasks(extended) == 8
+  back = routing.select_task_rows(extended, jnp.arange(5))
+  jax.tree.map(np.testing.assert_array_equal, back, routers)
+
+
+def test_new_rows_say_what_is_missing():
+  with pytest.raises(ValueError, match='needs a key'):
+    routing.new_task_rows(init('model'), 1)
+  with pytest.raises(ValueError, match='one of uniform, mean, zeros'):
+    routing.new_task_rows(init('model'), 1, init='random')
+
+
+def test_init_does_not_depend_on_the_other_linears():
+  some = {'encoder/mlp/wo': LINEARS['encoder/mlp/wo']}
+  key = jax.random.key(0)
+  alone = routing.init_routers(key, some, scope='module', **SIZES)
+  np.testing.assert_array_equal(
+    alone['encoder']['mlp']['wo']['routing_logits'],
+    init('module')['encoder']['mlp']['wo']['routing_logits'],
+  )
