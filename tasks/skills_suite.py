@@ -25,7 +25,7 @@ COPY = 'copy'
 _SUCCESSOR = str.maketrans(LETTERS, LETTERS[1:] + LETTERS[:1])
 _MIRROR = str.maketrans(LETTERS, LETTERS[::-1])
 _CONSONANTS = str.maketrans('', '', _VOWELS)
-_STAR = str.maketrans(dict.fromkeys(_VOWELS, '*'))
+_STAR = str.maketrans(_VOWELS, '*' * len(_VOWELS))
 
 _FUNCTIONS: Mapping[str, Callable[[str], str]] = {
   COPY: lambda text: text,

@@ -15,7 +15,7 @@ import os
 import pathlib
 import re
 import sys
-from typing import Any
+from typing import Any, Literal
 
 from etils import epath
 
@@ -28,11 +28,19 @@ def fingerprint(value: Any) -> str:
   return hashlib.sha256(text.encode('utf-8')).hexdigest()
 
 
-def describe(value: Any, *, depth: int = _DEPTH) -> Any:
+def describe(
+  value: Any,
+  *,
+  paths: Literal['full', 'name'] = 'full',
+  depth: int = _DEPTH,
+) -> Any:
   """Returns a value as JSON that is the same in every process.
+
+  An object with a text attribute `fingerprint` is described by that.
 
   Args:
     value: a setting, a function, a partial function or any other object.
+    paths: whether a path counts whole, or by its last part alone.
     depth: how many levels of attributes are followed; deeper ones count by
       their class alone.
   """
@@ -41,10 +49,10 @@ def describe(value: Any, *, depth: int = _DEPTH) -> Any:
   if isinstance(value, bytes):
     return hashlib.sha256(value).hexdigest()
   if isinstance(value, os.PathLike):
-    return os.fspath(value)
+    return os.fspath(value) if paths == 'full' else pathlib.Path(value).name
   if depth <= 0:
     return _type_name(value)
-  inner = functools.partial(describe, depth=depth - 1)
+  inner = functools.partial(describe, paths=paths, depth=depth - 1)
   if isinstance(value, (Mapping, set, frozenset, Sequence)):
     return _describe_container(value, inner)
   if isinstance(value, functools.partial):
@@ -90,13 +98,22 @@ def _describe_function(function: Any, inner: Callable[[Any], Any]) -> Any:
 
 
 def _describe_object(value: Any, inner: Callable[[Any], Any]) -> Any:
+  """Class and attributes, without those that are only cached results."""
+  known = getattr(value, 'fingerprint', None)
+  if isinstance(known, str):
+    return [_type_name(value), known]
   if dataclasses.is_dataclass(value):
     fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+  elif hasattr(value, '__dict__'):
+    fields = {
+      name: field
+      for name, field in vars(value).items()
+      if not isinstance(
+        getattr(type(value), name, None), functools.cached_property
+      )
+    }
   else:
-    fields = getattr(value, '__dict__', None)
-  if fields is None:
-    text = re.sub(r' at 0x[0-9a-f]+', '', repr(value))
-    return [_type_name(value), text]
+    return [_type_name(value), re.sub(r' at 0x[0-9a-f]+', '', repr(value))]
   return [_type_name(value), _code_digest(type(value)), inner(fields)]
 
 

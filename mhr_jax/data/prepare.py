@@ -99,7 +99,10 @@ def prepare(
 
 
 def task_fingerprint(task: seqio.Task) -> str:
-  """Returns the sha256 (hex) of all that decides a task's records."""
+  """Returns the sha256 (hex) of all that decides a task's records.
+
+  Files count by their contents and not by the folder they lie in.
+  """
   files = sources.source_files(task)
   for path in files:
     if not path.exists():
@@ -108,7 +111,7 @@ def task_fingerprint(task: seqio.Task) -> str:
     {
       'format': record_format.FORMAT_VERSION,
       'task': task.name,
-      'definition': registry.define_task(task),
+      'definition': registry.define_task(task, paths='name'),
       'files': [fingerprints.file_digest(path) for path in files],
     }
   )
@@ -177,8 +180,6 @@ def _make(
         for split in read.splits
       },
     )
-    if not splits:
-      raise UserError(f'Task {task.name!r} has no examples in any split.')
     manifest = {
       'format_version': record_format.FORMAT_VERSION,
       'task': task.name,

@@ -88,8 +88,9 @@ class _SeqioVocabulary(seqio.Vocabulary):
   def _base_vocab_size(self):
     return self.wrapped.vocab_size
 
-  @functools.cached_property
+  @property
   def _tf_tokenizer(self):
+    # Made anew each time: it belongs to the graph in which it was made.
     return tf_text.SentencepieceTokenizer(model=self.wrapped.full_model)
 
   def _encode(self, s):
@@ -106,6 +107,9 @@ class _SeqioVocabulary(seqio.Vocabulary):
 
   def __eq__(self, other):
     return isinstance(other, _SeqioVocabulary) and other.wrapped == self.wrapped
+
+  def __hash__(self):
+    return hash(self.wrapped)
 
 
 def to_seqio(vocabulary: vocabulary_lib.Vocabulary) -> seqio.Vocabulary:

@@ -23,6 +23,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
+from mhr_jax.errors import UserError
+
 FORMAT_VERSION = 1
 DATASET_VERSION = '1.0.0'
 MANIFEST = 'mhr_jax.json'
@@ -110,6 +112,9 @@ def write_dataset(
 
   Returns:
     The number of records of each split; splits without records are left out.
+
+  Raises:
+    UserError: no split has a record.
   """
   folder, name = epath.Path(folder), dataset_name(task)
   folder.mkdir(parents=True, exist_ok=True)
@@ -118,6 +123,8 @@ def write_dataset(
     for split, records in splits.items()
   ]
   infos = [info for info in infos if info.num_examples]
+  if not infos:
+    raise UserError(f'Task {task!r} has no examples in any split.')
   tfds.folder_dataset.write_metadata(
     data_dir=folder,
     features=features(),

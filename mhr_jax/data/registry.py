@@ -10,7 +10,7 @@ acceptable targets.
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import itertools
-from typing import Any
+from typing import Any, Literal
 
 import seqio
 
@@ -159,10 +159,17 @@ def read_examples(name: str, split: str, n: int) -> list[Record]:
   return list(itertools.islice(sources.read_task(task).splits[split], n))
 
 
-def define_task(task: seqio.Task) -> dict[str, Any]:
-  """Returns a task's definition as JSON, without the contents of files."""
+def define_task(
+  task: seqio.Task, *, paths: Literal['full', 'name'] = 'full'
+) -> dict[str, Any]:
+  """Returns a task's definition as JSON, without the contents of files.
+
+  Args:
+    task: any seqio task.
+    paths: whether paths count whole, or by their last part alone.
+  """
   return {
-    'source': sources.define_source(task.source),
+    'source': sources.define_source(task.source, paths=paths),
     'preprocessors': fingerprints.describe(list(task.preprocessors)),
     'features': sorted(task.output_features),
     'vocabulary': sources.task_vocabulary(task).fingerprint,

@@ -6,7 +6,7 @@ other seqio task runs its own pipeline.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from etils import epath
 import seqio
@@ -152,14 +152,23 @@ def source_files(task: seqio.Task) -> list[epath.Path]:
   return []
 
 
-def define_source(source: seqio.DataSource) -> Any:
-  """A source's definition; seqio's own sources by what they were given."""
+def define_source(
+  source: seqio.DataSource, *, paths: Literal['full', 'name'] = 'full'
+) -> Any:
+  """Returns a source's definition as JSON, without the contents of files.
+
+  Args:
+    source: an `ExampleSource`, or one of seqio's or of a user's.
+    paths: whether paths count whole, or by their last part alone.
+  """
   if isinstance(source, ExampleSource):
-    return fingerprints.describe([source.load, source.splits, source.files])
-  if isinstance(source, seqio.TfdsDataSource):
+    value = [source.load, source.splits, source.files]
+  elif isinstance(source, seqio.TfdsDataSource):
     given = [source.tfds_dataset.name, source.tfds_dataset.data_dir]
-    return fingerprints.describe([type(source), given, source.splits])
-  return fingerprints.describe(source)
+    value = [type(source), given, source.splits]
+  else:
+    value = source
+  return fingerprints.describe(value, paths=paths)
 
 
 def _encode(

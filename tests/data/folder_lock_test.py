@@ -1,0 +1,79 @@
+"""Only one process holds a lock, and a dead owner's lock is taken over."""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+
+import pytest
+
+from mhr_jax.data import folder_lock
+from mhr_jax.errors import UserError
+
+_SPAWN = multiprocessing.get_context('spawn')
+
+
+def _count(path, log, n):
+  for _ in range(n):
+    with folder_lock.folder_lock(path / 'lock'):
+      value = int(log.read_text())
+      time.sleep(0.01)
+      log.write_text(str(value + 1))
+
+
+def _hold(path, held):
+  with folder_lock.folder_lock(path / 'lock'):
+    held.set()
+    time.sleep(60)
+
+
+def test_increments_of_three_processes_are_not_lost(tmp_path):
+  log = tmp_path / 'log'
+  log.write_text('0')
+  processes = [
+    _SPAWN.Process(target=_count, args=(tmp_path, log, 4)) for _ in range(3)
+  ]
+  for process in processes:
+    process.start()
+  for process in processes:
+    process.join(timeout=60)
+  assert [process.exitcode for process in processes] == [0, 0, 0]
+  assert log.read_text() == '12'
+  assert sorted(p.name for p in tmp_path.iterdir()) == ['log']
+
+
+def test_the_lock_of_a_killed_process_is_taken_over(tmp_path):
+  held = _SPAWN.Event()
+  process = _SPAWN.Process(target=_hold, args=(tmp_path, held))
+  process.start()
+  assert held.wait(timeout=60)
+  with (
+    pytest.raises(UserError, match=f'pid {process.pid}'),
+    folder_lock.folder_lock(tmp_path / 'lock', timeout_seconds=0.3),
+  ):
+    pass
+  os.kill(process.pid, signal.SIGKILL)
+  process.join()
+  started = time.monotonic()
+  with folder_lock.folder_lock(tmp_path / 'lock') as how:
+    assert how == 'after waiting'
+  assert time.monotonic() - started < 20
+
+
+def test_a_lock_of_another_machine_is_given_up_when_its_beat_stops(tmp_path):
+  lock = tmp_path / 'lock'
+  lock.mkdir()
+  owner = {'host': 'elsewhere', 'pid': os.getpid(), 'token': 't', 'beats': 3}
+  (lock / 'owner.json').write_text(json.dumps(owner))
+  with folder_lock.folder_lock(lock, stale_seconds=0.5):
+    now = json.loads((lock / 'owner.json').read_text())
+    assert now['pid'] == os.getpid() and now['token'] != 't'
+  assert not lock.exists()
+
+
+def test_the_lock_is_freed_when_the_block_fails(tmp_path):
+  with pytest.raises(KeyError), folder_lock.folder_lock(tmp_path / 'lock'):
+    raise KeyError
+  with folder_lock.folder_lock(tmp_path / 'lock') as how:
+    assert how == 'at once'
