@@ -1,0 +1,313 @@
+"""Prepared tasks and mixtures: opening them and reading their records.
+
+`mhr-jax prepare` (data/prepare.py, which needs seqio and TensorFlow) writes
+what this module reads without either. See `record_format` for the form.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+import dataclasses
+import functools
+import json
+from typing import Any
+
+from etils import epath
+import numpy as np
+import tensorflow_datasets as tfds
+from tensorflow_datasets.proto import tf_example_pb2
+
+from mhr_jax.data import record_format
+from mhr_jax.data.tokens import Lengths, TokenTable
+from mhr_jax.errors import UserError, nearest
+from mhr_jax.vocabulary import Vocabulary, from_spec
+
+_READ_AT_ONCE = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedTask:
+  """A task that has been tokenised and stored.
+
+  Attributes:
+    name: the task's name, as seqio knows it.
+    data_dir: the folder of all prepared data.
+    splits: the number of records of each split.
+    category: what the task is counted under in evaluation, if anything.
+    fingerprint: of what the task was prepared from.
+    vocabulary_spec: what `vocabulary.from_spec` takes.
+  """
+
+  name: str
+  data_dir: epath.Path
+  splits: Mapping[str, int]
+  category: str | None
+  fingerprint: str
+  vocabulary_spec: Mapping[str, Any]
+
+  @functools.cached_property
+  def vocabulary(self) -> Vocabulary:
+    """The vocabulary that the token ids belong to."""
+    folder = self.data_dir / record_format.VOCABULARIES
+    return from_spec(self.vocabulary_spec, folder)
+
+  def source(self, split: str) -> 'TaskSource':
+    """Returns random access to the records of a split.
+
+    Args:
+      split: a split's name, or a part of one as tensorflow-datasets writes
+        it: 'train[:90%]', 'train[-100:]'.
+
+    Raises:
+      UserError: there is no such split, or it is empty.
+    """
+    base = split.split('[')[0]
+    if base not in self.splits:
+      raise UserError(
+        f'Task {self.name!r} has no split {base!r}.{nearest(base, self.splits)}'
+      )
+    return TaskSource(self, split)
+
+
+class TaskSource(Sequence):
+  """The records of one split, by index."""
+
+  def __init__(self, task: PreparedTask, split: str):
+    self.task = task
+    self.split = split
+    folder = record_format.task_folder(task.data_dir, task.name)
+    builder = tfds.builder_from_directory(folder)
+    try:
+      self._raw = builder.as_data_source(
+        split,
+        deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
+      )
+    except (ValueError, AssertionError) as error:
+      raise UserError(
+        f'Nothing to read in split {split!r} of task {task.name!r}: {error}'
+      ) from error
+    whole = builder.info.splits[split.split('[')[0]]
+    self._nbytes = whole.num_bytes * len(self) // whole.num_examples
+
+  @property
+  def name(self) -> str:
+    """The task's name."""
+    return self.task.name
+
+  @property
+  def category(self) -> str | None:
+    """The task's category."""
+    return self.task.category
+
+  def __len__(self) -> int:
+    return len(self._raw)
+
+  def __repr__(self) -> str:
+    return f'TaskSource({self.task.name!r}, {self.split!r}, {len(self)})'
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    """Returns a record as a dictionary.
+
+    It has `inputs`, `targets` (all references, one behind the other) and
+    `target_lengths` as int32 arrays, `inputs_pretokenized` and `example_id`
+    as text, and `targets_pretokenized`, a tuple of texts.
+    """
+    if not 0 <= index < len(self):
+      raise IndexError(f'{index} is not in [0, {len(self)}).')
+    return _decode(self._raw[int(index)])
+
+  def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+    return [_decode(raw) for raw in self._read(indices)]
+
+  @property
+  def nbytes(self) -> int:
+    """Bytes on disk, about."""
+    return self._nbytes
+
+  def read_tokens(self, indices: Sequence[int] | None = None) -> TokenTable:
+    """Returns the token ids alone of some records, by default of all."""
+    indices = range(len(self)) if indices is None else indices
+    return TokenTable.from_examples(
+      _decode_tokens(raw) for raw in self._read(indices)
+    )
+
+  def read_lengths(self) -> Lengths:
+    """Returns how long all records are.
+
+    Whole splits are looked up where `write_lengths` stored them, else
+    measured by reading everything.
+    """
+    folder = record_format.task_folder(self.task.data_dir, self.task.name)
+    path = folder / f'lengths_{self.split}.npz'
+    if '[' not in self.split and path.exists():
+      with path.open('rb') as file, np.load(file) as arrays:
+        return Lengths(**arrays)
+    return self.measure()
+
+  def measure(self) -> Lengths:
+    """Returns how long all records are, by reading them."""
+    return Lengths.concatenate(
+      [
+        Lengths.of(self.read_tokens(range(start, stop)))
+        for start, stop in _chunks(len(self))
+      ]
+    )
+
+  def _read(self, indices: Sequence[int]) -> Iterator[bytes]:
+    indices = [int(i) for i in indices]
+    for start, stop in _chunks(len(indices)):
+      yield from self._raw.__getitems__(indices[start:stop])
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+  """A prepared mixture.
+
+  Attributes:
+    name: the mixture's name.
+    tasks: the tasks' names in the order of their ids.
+    rates: the mixture's own rate of each task.
+  """
+
+  name: str
+  tasks: tuple[str, ...]
+  rates: tuple[float, ...]
+
+
+def open_task(data_dir: epath.PathLike, task: str) -> PreparedTask:
+  """Opens a prepared task.
+
+  Args:
+    data_dir: the folder of all prepared data, local or in a bucket.
+    task: the task's name.
+
+  Raises:
+    UserError: the task is not there, or was written in another format.
+  """
+  data_dir = epath.Path(data_dir)
+  folder = record_format.task_folder(data_dir, task)
+  manifest_path = folder / record_format.MANIFEST
+  if not manifest_path.exists():
+    raise UserError(
+      f'Task {task!r} is not prepared in {data_dir}: run'
+      f' `mhr-jax prepare {task} --data_dir={data_dir}`.'
+      f'{nearest(task, list_tasks(data_dir))}'
+    )
+  manifest = json.loads(manifest_path.read_text())
+  version = manifest.get('format_version')
+  if version != record_format.FORMAT_VERSION or manifest['task'] != task:
+    raise UserError(
+      f'{folder} holds task {manifest.get("task")!r} in format {version};'
+      f' wanted is {task!r} in format {record_format.FORMAT_VERSION}: run'
+      f' `mhr-jax prepare {task} --data_dir={data_dir}` again.'
+    )
+  return PreparedTask(
+    name=task,
+    data_dir=data_dir,
+    splits=manifest['splits'],
+    category=manifest.get('category'),
+    fingerprint=manifest['fingerprint'],
+    vocabulary_spec=manifest['vocabulary'],
+  )
+
+
+def open_tasks(
+  data_dir: epath.PathLike,
+  tasks: Iterable[str],
+  *,
+  vocabulary_fingerprint: str | None = None,
+) -> tuple[PreparedTask, ...]:
+  """Opens tasks that are to be used together.
+
+  Args:
+    data_dir: the folder of all prepared data.
+    tasks: the tasks' names.
+    vocabulary_fingerprint: the vocabulary that is wanted; by default that of
+      the first task.
+
+  Raises:
+    UserError: a task is not there, or has another vocabulary.
+  """
+  opened = tuple(open_task(data_dir, task) for task in tasks)
+  if not opened:
+    raise UserError('No tasks were given.')
+  wanted, origin = vocabulary_fingerprint, 'the model'
+  if wanted is None:
+    wanted = opened[0].vocabulary_spec['fingerprint']
+    origin = f'task {opened[0].name!r}'
+  for task in opened:
+    found = task.vocabulary_spec['fingerprint']
+    if found != wanted:
+      raise UserError(
+        f'Task {task.name!r} was prepared with vocabulary {found[:12]}, but'
+        f' {origin} has {wanted[:12]}: prepare it again with that one.'
+      )
+  return opened
+
+
+def open_mixture(data_dir: epath.PathLike, name: str) -> Mixture:
+  """Opens a prepared mixture.
+
+  Raises:
+    UserError: the mixture is not there.
+  """
+  folder = epath.Path(data_dir) / record_format.MIXTURES
+  path = folder / f'{name}.json'
+  if not path.exists():
+    found = [each.stem for each in folder.iterdir()] if folder.exists() else []
+    raise UserError(
+      f'Mixture {name!r} is not prepared in {data_dir}: run'
+      f' `mhr-jax prepare {name} --data_dir={data_dir}`.{nearest(name, found)}'
+    )
+  content = json.loads(path.read_text())
+  return Mixture(name, tuple(content['tasks']), tuple(content['rates']))
+
+
+def list_tasks(data_dir: epath.PathLike) -> list[str]:
+  """Returns the names of all prepared tasks, sorted."""
+  data_dir = epath.Path(data_dir)
+  if not data_dir.exists():
+    return []
+  paths = data_dir.glob(
+    f'*/{record_format.DATASET_VERSION}/{record_format.MANIFEST}'
+  )
+  return sorted(json.loads(path.read_text())['task'] for path in paths)
+
+
+def write_lengths(data_dir: epath.PathLike, task: str) -> None:
+  """Stores the lengths of a prepared task's records beside them.
+
+  They save reading all records where rows are packed or put in buckets.
+  """
+  opened = open_task(data_dir, task)
+  folder = record_format.task_folder(data_dir, task)
+  for split in opened.splits:
+    lengths = opened.source(split).measure()
+    with (folder / f'lengths_{split}.npz').open('wb') as file:
+      np.savez(file, **dataclasses.asdict(lengths))
+
+
+def _chunks(n: int) -> Iterator[tuple[int, int]]:
+  for start in range(0, n, _READ_AT_ONCE):
+    yield start, min(n, start + _READ_AT_ONCE)
+
+
+def _decode_tokens(raw: bytes) -> dict[str, Any]:
+  # The features' own decoding takes seven times as long.
+  fields = tf_example_pb2.Example.FromString(raw).features.feature
+  return {
+    name: np.array(fields[name].int64_list.value, np.int32)
+    for name in ('inputs', 'targets', 'target_lengths')
+  }
+
+
+def _decode(raw: bytes) -> dict[str, Any]:
+  fields = tf_example_pb2.Example.FromString(raw).features.feature
+  inputs, example_id = (
+    fields[name].bytes_list.value[0].decode('utf-8')
+    for name in ('inputs_pretokenized', 'example_id')
+  )
+  targets = fields['targets_pretokenized'].bytes_list.value
+  return _decode_tokens(raw) | {
+    'inputs_pretokenized': inputs,
+    'targets_pretokenized': tuple(text.decode('utf-8') for text in targets),
+    'example_id': example_id,
+  }
