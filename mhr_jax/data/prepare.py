@@ -215,7 +215,7 @@ def _workspace(data_dir: epath.Path, name: str) -> Iterator[epath.Path]:
 
   Called under the task's lock, so what an interrupted process left is dead.
   """
-  if '://' in os.fspath(data_dir):
+  if not _is_local(data_dir):
     with tempfile.TemporaryDirectory() as folder:
       yield epath.Path(folder)
     return
@@ -235,13 +235,17 @@ def _install(made: epath.Path, final: epath.Path) -> None:
   if final.exists():
     (final / record_format.MANIFEST).unlink(missing_ok=True)
     final.rmtree()
-  if '://' not in os.fspath(final):
+  if _is_local(final):
     made.rename(final)
     return
   final.mkdir(parents=True, exist_ok=True)
   files = sorted(made.iterdir(), key=lambda p: p.name == record_format.MANIFEST)
   for path in files:
     path.copy(final / path.name, overwrite=True)
+
+
+def _is_local(path: epath.Path) -> bool:
+  return '://' not in os.fspath(path)
 
 
 def _write_mixture(

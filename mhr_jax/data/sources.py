@@ -84,7 +84,9 @@ class ExampleSource(seqio.DataSource):
         'example_id': [e.example_id for e in examples],
       }
     )
-    return dataset.shuffle(len(examples), seed=seed) if shuffle else dataset
+    return (
+      dataset.shuffle(max(len(examples), 1), seed=seed) if shuffle else dataset
+    )
 
 
 class TaskRecords(NamedTuple):
@@ -95,12 +97,23 @@ class TaskRecords(NamedTuple):
 
 
 def read_task(task: seqio.Task) -> TaskRecords:
-  """Tokenises a task, by plain Python where its definition allows that."""
+  """Tokenises a task, by plain Python where its definition allows that.
+
+  Raises:
+    UserError: the vocabulary cannot be used, a split is absent, or, while
+      records are read, the task's own pipeline fails.
+  """
   vocabulary = task_vocabulary(task)
   if isinstance(task.source, ExampleSource) and tuple(task.preprocessors) == (
     preprocessors.STANDARD
   ):
     examples = task.source.load()
+    absent = set(task.splits) - set(examples.splits)
+    if absent:
+      raise UserError(
+        f'The source of task {task.name!r} did not return the split'
+        f' {sorted(absent)[0]!r}, which it declares.'
+      )
     splits = {
       split: _encode(examples.splits[split], vocabulary)
       for split in task.splits

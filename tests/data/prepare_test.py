@@ -250,6 +250,19 @@ def test_what_a_killed_process_left_is_made_whole(lines, tmp_path):
   assert [p.name for p in (data_dir / 'p_lines').iterdir()] == ['1.0.0']
 
 
+def test_a_store_without_renaming_gets_copies(lines, tmp_path, monkeypatch):
+  monkeypatch.setattr(prepare, '_is_local', lambda path: False)
+  register_lines('p_lines', lines)
+  data_dir = tmp_path / 'data'
+  for expected in ('made', 'kept'):
+    assert _outcomes(data_dir, 'p_lines') == [expected]
+  lines.write_text('new')
+  assert _outcomes(data_dir, 'p_lines') == ['made again']
+  task = records.open_task(data_dir, 'p_lines')
+  assert task.source('train')[0]['inputs_pretokenized'] == 'new'
+  assert [p.name for p in (data_dir / 'p_lines').iterdir()] == ['1.0.0']
+
+
 def test_no_bar_without_a_terminal(lines, tmp_path, capfd):
   register_lines('p_lines', lines)
   prepare.prepare(tmp_path / 'data', ['p_lines'], progress='auto')

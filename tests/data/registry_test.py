@@ -219,6 +219,15 @@ def test_tasks_that_cannot_be_used_say_why():
       registry.read_examples(name, 'train', 1)
 
 
+def test_a_source_without_a_split_that_it_declares_is_an_error():
+  source = sources.ExampleSource(
+    functools.partial(_load, 1), splits=('train', 'dev')
+  )
+  registry.add_task('r_a', source, _BYTES, module=_HERE)
+  with pytest.raises(UserError, match="did not return the split 'dev'"):
+    registry.read_examples('r_a', 'train', 1)
+
+
 def test_seqio_evaluates_with_all_references():
   task = registry.add_task('r_a', _source(), _BYTES, module=_HERE)
   example = next(
