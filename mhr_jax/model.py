@@ -1,0 +1,327 @@
+"""RoutedT5: backbone, adapters and routers as one model on token ids.
+
+Where the data flow comes together: task ids → mixing weights → one low-rank
+pair an example → T5 → loss, scores or tokens. The model holds settings only;
+parameters are handed in, as `{'backbone': …, 'adapters': …, 'routers': …}`. A
+leaf's first key is its label, which says whether it trains, at which learning
+rate, and whether it is saved. A model without adapters has a backbone alone
+and works through the same calls.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import math
+from typing import Any, Literal, get_args
+
+import jax
+from jax import numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from mhr_jax import adapters as adapters_lib
+from mhr_jax import losses, methods, routing
+from mhr_jax.adapters import AdapterConfig
+from mhr_jax.errors import UserError, nearest
+from mhr_jax.t5 import decoding, network, parameters
+from mhr_jax.t5.config import T5Config, list_linears
+
+MixIn = Literal['auto', 'front', 'layer']
+Params = dict[str, PyTree]
+Batch = Mapping[str, Array]
+
+FRONT_BYTES = 2**30
+"""'auto' mixes in front of the network up to this many bytes of pairs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MixInLayer:
+  """The `layer_adapters` of the network that mixes one layer's inventories."""
+
+  scale: float
+  dtype: str
+
+  def __call__(self, paired: PyTree) -> PyTree:
+    """Returns {path: {'a', 'b'}} of one layer's slice."""
+    return adapters_lib.mix_adapters(
+      paired, scale=self.scale, dtype=jnp.dtype(self.dtype)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class RoutedT5:
+  """A T5 whose linears have routed adapters.
+
+  A batch is a dict of arrays: `encoder_input_tokens` [batch, inputs],
+  `decoder_input_tokens`, `decoder_target_tokens`, `decoder_loss_weights`
+  [batch, length], `task_ids` [batch], and for packed rows
+  `encoder_segment_ids` and `decoder_segment_ids`.
+
+  Attributes:
+    config: the backbone.
+    adapters: which linears are adapted and how; None for the bare backbone.
+    mix_in: where inventories are mixed in `logits`, `loss` and `score`. In
+      front of the network all layers are mixed at once, which is fastest, and
+      the pairs of all layers and examples stay for the backward pass. In the
+      layer, only one layer's pairs exist at a time, and are mixed again in
+      the backward pass. 'auto' takes the front where the mixing weights have
+      batch 1, or where all pairs of the (global) batch together have at most
+      `FRONT_BYTES`; else the layer. Both give the same numbers. Decoding
+      always mixes in front: once, and not at every token.
+
+  Raises:
+    UserError: a target matches nothing, n_splits does not divide, or there is
+      no such `mix_in`.
+  """
+
+  config: T5Config
+  adapters: AdapterConfig | None = None
+  mix_in: MixIn = 'auto'
+
+  def __post_init__(self):
+    if self.mix_in not in get_args(MixIn):
+      hint = nearest(self.mix_in, get_args(MixIn))
+      raise UserError(f'There is no mix_in {self.mix_in!r}.{hint}')
+    if self.adapters is not None:
+      adapters_lib.select_linears(self.adapters, list_linears(self.config))
+
+  @property
+  def network(self) -> network.T5:
+    """The Flax module, for adapters mixed in front."""
+    return network.T5(self.config)
+
+  def init(self, key: PRNGKeyArray) -> Params:
+    """Draws all parameters."""
+    backbone_key, added_key = jax.random.split(key)
+    token = jnp.zeros((1, 1), jnp.int32)
+    variables = jax.jit(self.network.init)(backbone_key, token, token)
+    return {'backbone': variables['params']} | self.init_added(added_key)
+
+  def init_added(self, key: PRNGKeyArray) -> Params:
+    """Draws what the model adds to a backbone: adapters, perhaps routers."""
+    if self.adapters is None:
+      return {}
+    added, linears = self.adapters, list_linears(self.config)
+    return jax.jit(lambda k: methods.init_added(k, added, linears))(key)
+
+  def abstract_params(self) -> Params:
+    """Returns the shapes and dtypes of all parameters, without making any."""
+    return jax.eval_shape(self.init, jax.random.key(0))
+
+  def count_parameters(self) -> dict[str, int]:
+    """Returns the number of parameters by label."""
+    return {
+      label: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+      for label, tree in self.abstract_params().items()
+    }
+
+  def logical_axes(self) -> PyTree[tuple[str, ...]]:
+    """Returns the name of every parameter's axes: the structure of `init`."""
+    backbone = parameters.logical_axes(self.config)
+    axes = {'backbone': backbone}
+    if self.adapters is None:
+      return axes
+    linears = adapters_lib.select_linears(
+      self.adapters, list_linears(self.config)
+    )
+    features = {path: _feature_axes(backbone, path) for path in linears}
+    axes['adapters'] = adapters_lib.adapter_logical_axes(features)
+    if self.adapters.has_routers:
+      axes['routers'] = routing.router_logical_axes(
+        linears, self.adapters.router_scope
+      )
+    return axes
+
+  def mix(
+    self,
+    params: Params,
+    task_ids: Int[Array, 'batch'] | None,
+    *,
+    noise_key: PRNGKeyArray | None = None,
+    example_index: Int[Array, 'batch'] | None = None,
+  ) -> PyTree | None:
+    """Mixes every example's adapters, for the network.
+
+    Args:
+      params: with adapters and routers.
+      task_ids: of the examples; not needed where the task does not matter.
+      noise_key: of the step, in training with 'relaxed_bernoulli'.
+      example_index: the examples' indices in the global batch, on which the
+        noise depends; default 0, 1, 2 ….
+
+    Returns:
+      By path {'a' [layer, batch, in, rank], 'b' [layer, batch, rank, out]};
+      batch is 1 where all examples share one pair; None without adapters.
+
+    Raises:
+      UserError: the adapters depend on the task and there are no task ids.
+    """
+    if self.adapters is None:
+      return None
+    paired = self._pair(params, task_ids, noise_key, example_index)
+    return self._mixer(paired)
+
+  def logits(
+    self,
+    params: Params,
+    batch: Batch,
+    *,
+    dropout_key: PRNGKeyArray | None = None,
+    noise_key: PRNGKeyArray | None = None,
+    example_index: Int[Array, 'batch'] | None = None,
+  ) -> Float[Array, 'batch length vocab']:
+    """Returns the float32 logits of the target tokens.
+
+    Args:
+      params: all parameters.
+      batch: see the class; targets and weights are not needed.
+      dropout_key: of the step, in training; no dropout without.
+      noise_key: see `mix`.
+      example_index: see `mix`.
+    """
+    module, adapters = self.network, None
+    if self.adapters is not None:
+      task_ids = batch.get('task_ids')
+      paired = self._pair(params, task_ids, noise_key, example_index)
+      if self._mixes_in_layer(paired):
+        module, adapters = network.T5(self.config, self._mixer), paired
+      else:
+        adapters = self._mixer(paired)
+    logits: Any = module.apply(
+      {'params': params['backbone']},
+      batch['encoder_input_tokens'],
+      batch['decoder_input_tokens'],
+      adapters,
+      encoder_segment_ids=batch.get('encoder_segment_ids'),
+      decoder_segment_ids=batch.get('decoder_segment_ids'),
+      deterministic=dropout_key is None,
+      rngs=None if dropout_key is None else {'dropout': dropout_key},
+    )
+    return logits
+
+  def loss(
+    self,
+    params: Params,
+    batch: Batch,
+    *,
+    dropout_key: PRNGKeyArray | None = None,
+    noise_key: PRNGKeyArray | None = None,
+    example_index: Int[Array, 'batch'] | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+  ) -> tuple[Float[Array, ''], Float[Array, ''], dict[str, Array]]:
+    """Returns the summed loss, the summed weights and the loss's parts.
+
+    See `logits` for the arguments and `losses.token_cross_entropy` for what
+    comes back.
+    """
+    logits = self.logits(
+      params,
+      batch,
+      dropout_key=dropout_key,
+      noise_key=noise_key,
+      example_index=example_index,
+    )
+    return losses.token_cross_entropy(
+      logits,
+      batch['decoder_target_tokens'],
+      batch['decoder_loss_weights'],
+      label_smoothing=label_smoothing,
+      z_loss=z_loss,
+    )
+
+  def score(self, params: Params, batch: Batch) -> Float[Array, 'batch']:
+    """Returns the log-probability of each row's targets, summed over tokens."""
+    _, _, parts = self.loss(params, batch)
+    return -parts['row_nll']
+
+  def generate(
+    self,
+    params: Params,
+    batch: Batch,
+    settings: decoding.DecodingSettings,
+    *,
+    key: PRNGKeyArray | None = None,
+  ) -> Int[Array, 'batch max_new_tokens']:
+    """Decodes each row's inputs; its adapters are mixed once.
+
+    Args:
+      params: all parameters.
+      batch: with `encoder_input_tokens` and `task_ids`.
+      settings: greedy, beam search or sampling.
+      key: source of randomness, for sampling.
+
+    Returns:
+      Token ids without the start token, padded after the end.
+    """
+    return decoding.decode_tokens(
+      self.network,
+      params['backbone'],
+      batch['encoder_input_tokens'],
+      self.mix(params, batch.get('task_ids')),
+      settings,
+      key=key,
+    )
+
+  @property
+  def _mixer(self) -> MixInLayer:
+    return MixInLayer(self._added.scale, self.config.dtype)
+
+  @property
+  def _added(self) -> AdapterConfig:
+    assert self.adapters is not None
+    return self.adapters
+
+  def _pair(self, params, task_ids, noise_key, example_index) -> PyTree:
+    """Returns inventories with their mixing weights, ready to be mixed."""
+    added = self._added
+    task_ids = self._rows(task_ids, noise_key, example_index)
+    weights = routing.compute_mixing_weights(
+      params.get('routers', {}),
+      adapters_lib.linears_of(params['adapters']),
+      task_ids,
+      mixing=added.mixing,
+      scope=added.router_scope,
+      n_splits=added.n_splits,
+      n_skills=added.n_skills,
+      noise_key=noise_key,
+      example_index=example_index,
+    )
+    return adapters_lib.pair_with_weights(params['adapters'], weights)
+
+  def _rows(self, task_ids, noise_key, example_index) -> Int[Array, 'rows']:
+    """Returns the tasks to mix for: one row where one pair serves all."""
+    added = self._added
+    noisy = added.mixing == 'relaxed_bernoulli' and noise_key is not None
+    alone = added.n_tasks == 1 and not noisy
+    if added.mixing == 'uniform' or alone:
+      return jnp.zeros(1, jnp.int32)
+    if task_ids is not None:
+      return task_ids
+    if added.n_tasks == 1 and example_index is not None:
+      return jnp.zeros_like(example_index)
+    raise UserError(
+      'The batch has no task_ids, and its examples may differ in their'
+      f' adapters ({added.n_tasks} tasks): say which task each one is.'
+    )
+
+  def _mixes_in_layer(self, paired: PyTree) -> bool:
+    if self.mix_in != 'auto':
+      return self.mix_in == 'layer'
+    mixed = jax.eval_shape(self._mixer, paired)
+    pairs = jax.tree.leaves(mixed)
+    if all(pair.shape[1] == 1 for pair in pairs):
+      return False
+    return sum(_bytes(pair) for pair in pairs) > FRONT_BYTES
+
+
+def _bytes(array: jax.ShapeDtypeStruct) -> int:
+  return math.prod(array.shape) * array.dtype.itemsize
+
+
+def _feature_axes(backbone: Mapping[str, Any], path: str) -> tuple[str, str]:
+  """Returns the axes of a linear's kernel, without `layers`."""
+  stack, *rest = path.split('/')
+  layers = backbone[stack]
+  node = layers['layers' if 'layers' in layers else 'layers_0']
+  for part in rest:
+    node = node[part]
+  return node['kernel'][-2:]
