@@ -199,7 +199,7 @@ class PackedLayout:
     input_length: int,
     target_length: int,
     seed: int,
-    task_keys: Sequence[int],
+    task_keys: Int64[np.ndarray, 'task'],
   ):
     """Makes the layout.
 

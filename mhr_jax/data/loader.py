@@ -31,7 +31,7 @@ from mhr_jax.data.layouts import (
 )
 from mhr_jax.data.mixture_settings import MixtureSettings
 from mhr_jax.data.store import TokenStore
-from mhr_jax.data.tokens import Spans, TokenTable, join_spans
+from mhr_jax.data.tokens import TokenTable, join_spans
 from mhr_jax.errors import UserError
 from mhr_jax.task_table import TaskTable
 
@@ -83,7 +83,7 @@ class Loader:
       settings: how they become batches.
       task_ids: the id of each task.
       rates: of each task; by default as the settings say.
-      corruption: needed by objective 'span_corruption'.
+      corruption: what objective 'span_corruption' does; None for 'targets'.
       process_index: which process this is.
       process_count: how many share the global batch.
     """
@@ -92,28 +92,25 @@ class Loader:
         f'{process_count} processes cannot share a batch of'
         f' {settings.batch_size} rows: make it a multiple.'
       )
-    if settings.objective == 'span_corruption' and corruption is None:
-      raise UserError('Span corruption needs a vocabulary with extra ids.')
+    if (settings.objective == 'span_corruption') != (corruption is not None):
+      raise UserError(
+        "Objective 'span_corruption' is for prepared tasks, whose vocabulary"
+        ' gives the sentinels.'
+      )
     self.tasks = tuple(tasks)
     self.settings = settings
     self._ids = np.asarray(task_ids, np.int32)
     self._keys = np.array([mixing.key_of(task) for task in tasks], np.int64)
     self._store = TokenStore(sources, cache_bytes=settings.cache_bytes)
-    if rates is None:
-      kind = settings.rates
-      if kind == 'mixture':
-        raise UserError("rates = 'mixture' needs the name of a mixture.")
-      rates = mixing.task_rates(
-        self._store.sizes,
-        kind=kind,
-        cap=settings.cap,
-        temperature=settings.temperature,
-      )
     self._order = mixing.MixtureOrder(
-      self._store.sizes, rates, seed=settings.seed, task_keys=self._keys
+      self._store.sizes,
+      _rates(self._store.sizes, settings) if rates is None else rates,
+      seed=settings.seed,
+      task_keys=self._keys,
     )
     self._corruption = corruption
-    if settings.objective == 'span_corruption':
+    self._longest = 0
+    if corruption is not None:
       self._longest = corruption.longest_text(
         settings.input_length, settings.target_length
       )
@@ -169,7 +166,7 @@ class Loader:
     Reads all records of tasks whose lengths are not known.
     """
     lengths, settings = self._lengths, self.settings
-    if settings.objective == 'span_corruption':
+    if self._longest:
       cut_inputs = self._text_lengths() > self._longest
       cut_targets = np.zeros_like(cut_inputs)
     else:
@@ -198,7 +195,7 @@ class Loader:
   @functools.cached_property
   def _sizes(self) -> Sizes:
     settings = self.settings
-    if settings.objective == 'span_corruption':
+    if self._corruption:
       text = np.minimum(self._text_lengths(), self._longest)
       inputs, targets = self._corruption.lengths(text)
     else:
@@ -239,8 +236,13 @@ class Loader:
     table, rows = self._store.fetch(examples.tasks, examples.units)
     inputs = table.input_spans(rows)
     targets = table.target_spans(rows, self._choices(plan, table, rows))
-    if self.settings.objective == 'span_corruption':
-      inputs, targets = self._corrupt(plan, join_spans(inputs, targets))
+    if self._corruption:
+      inputs, targets = corrupt_spans(
+        join_spans(inputs, targets),
+        self._corruption,
+        seeds=self._bits(plan, _CORRUPTION_STREAM),
+        longest=self._longest,
+      )
     return assemble(
       inputs,
       targets,
@@ -268,13 +270,16 @@ class Loader:
     bits = self._bits(plan, _REFERENCE_STREAM)
     return mixing.draw_below(bits, table.n_references(rows))
 
-  def _corrupt(self, plan: Plan, texts: Spans) -> tuple[Spans, Spans]:
-    return corrupt_spans(
-      texts,
-      self._corruption,
-      seeds=self._bits(plan, _CORRUPTION_STREAM),
-      longest=self._longest,
-    )
+
+def _rates(sizes: Sequence[int], settings: MixtureSettings):
+  if settings.rates == 'mixture':
+    raise UserError("rates = 'mixture' needs the name of a mixture.")
+  return mixing.task_rates(
+    sizes,
+    kind=settings.rates,
+    cap=settings.cap,
+    temperature=settings.temperature,
+  )
 
 
 def build_loader(

@@ -15,7 +15,6 @@ network over a square domain, with cycle walking), so that the order of large
 tasks is never held in memory.
 """
 
-from collections.abc import Sequence
 import dataclasses
 import functools
 from typing import Literal
@@ -23,6 +22,7 @@ import zlib
 
 from jaxtyping import Float64, Int64, UInt64
 import numpy as np
+from numpy.typing import ArrayLike
 
 from mhr_jax.errors import UserError
 
@@ -123,7 +123,7 @@ def _feistel(index, side, key):
 
 
 def task_rates(
-  sizes: Sequence[int],
+  sizes: ArrayLike,
   *,
   kind: Rates = 'proportional',
   cap: int | None = None,
@@ -145,8 +145,8 @@ def task_rates(
   Raises:
     UserError: an unknown kind, an empty task, or a setting out of range.
   """
-  sizes = np.asarray(sizes, np.float64)
-  if sizes.size == 0 or np.any(sizes < 1):
+  shares = np.asarray(sizes, np.float64)
+  if shares.size == 0 or np.any(shares < 1):
     raise UserError('Every task of a mixture needs at least one example.')
   if cap is not None and cap < 1:
     raise UserError(f'The cap of a mixture must be at least 1, not {cap}.')
@@ -157,17 +157,18 @@ def task_rates(
       f'Unknown rates {kind!r}: proportional, temperature or equal.'
     )
   if kind == 'equal':
-    sizes = np.ones_like(sizes)
+    shares = np.ones_like(shares)
   elif cap is not None:
-    sizes = np.minimum(sizes, cap)
+    shares = np.minimum(shares, cap)
   if kind == 'temperature':
-    sizes = sizes ** (1 / temperature)
-  return sizes / sizes.sum()
+    shares = shares ** (1 / temperature)
+  return shares / shares.sum()
 
 
-def _to_fractions(rates: Sequence[float]) -> Int64[np.ndarray, 'task']:
+def _to_fractions(
+  rates: Float64[np.ndarray, 'task'],
+) -> Int64[np.ndarray, 'task']:
   """Returns integers, proportional to rates, that sum to 2**30."""
-  rates = np.asarray(rates, np.float64)
   if not np.all(np.isfinite(rates)) or np.any(rates <= 0):
     raise UserError('The rates of a mixture must be positive numbers.')
   exact = rates / rates.sum() * _DENOMINATOR
@@ -204,11 +205,11 @@ class MixtureOrder:
 
   def __init__(
     self,
-    sizes: Sequence[int],
-    rates: Sequence[float],
+    sizes: ArrayLike,
+    rates: ArrayLike,
     *,
     seed: int,
-    task_keys: Sequence[int] | None = None,
+    task_keys: ArrayLike | None = None,
     block_length: int = 1024,
   ):
     """Makes the order.
@@ -222,13 +223,14 @@ class MixtureOrder:
       block_length: made longer where the rarest task needs it to come at
         least once a block.
     """
-    if len(sizes) != len(rates):
-      raise UserError(f'{len(sizes)} tasks but {len(rates)} rates.')
     self.sizes = np.asarray(sizes, np.int64)
+    shares = np.asarray(rates, np.float64)
+    if len(self.sizes) != len(shares):
+      raise UserError(f'{len(self.sizes)} tasks but {len(shares)} rates.')
     self._keys = np.asarray(
-      range(len(sizes)) if task_keys is None else task_keys, np.int64
+      np.arange(len(shares)) if task_keys is None else task_keys, np.int64
     )
-    self._fractions = _to_fractions(rates)
+    self._fractions = _to_fractions(shares)
     # From one appearance a block on, largest remainders never take back what
     # an earlier block gave.
     rarest = int(self._fractions.min())

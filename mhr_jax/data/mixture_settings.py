@@ -79,9 +79,11 @@ class MixtureSettings:
     """Returns the widths of batches, the full one last."""
     full = (self.input_length, self.target_length)
     if self.length_buckets:
-      smaller = [tuple(map(int, bucket)) for bucket in self.length_buckets]
+      smaller = [(int(a), int(b)) for a, b in self.length_buckets]
     else:
-      smaller = [tuple(max(2, -(-n // k)) for n in full) for k in (4, 2)]
+      smaller = [
+        (max(2, -(-full[0] // k)), max(2, -(-full[1] // k))) for k in (4, 2)
+      ]
     for bucket in smaller:
       if bucket[0] > full[0] or bucket[1] > full[1]:
         raise UserError(f'Length bucket {bucket} is larger than {full}.')

@@ -53,7 +53,7 @@ class EvalBatch:
   records: tuple[EvalRecord, ...]
 
 
-class ExampleSource(Sequence):
+class ExampleSource:
   """Examples in memory as a source for `eval_batches`."""
 
   def __init__(

@@ -1,6 +1,6 @@
 """Which examples of a task share a row."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 import dataclasses
 
 from jaxtyping import Int64
@@ -26,7 +26,7 @@ class PackedRows:
 
 
 def pack_rows(
-  order: Sequence[int],
+  order: Iterable[int],
   input_sizes: Int64[np.ndarray, 'example'],
   target_sizes: Int64[np.ndarray, 'example'],
   *,

@@ -67,7 +67,7 @@ class PreparedTask:
     return TaskSource(self, split)
 
 
-class TaskSource(Sequence):
+class TaskSource:
   """The records of one split, by index."""
 
   def __init__(self, task: PreparedTask, split: str):
@@ -76,8 +76,8 @@ class TaskSource(Sequence):
     folder = record_format.task_folder(task.data_dir, task.name)
     builder = tfds.builder_from_directory(folder)
     try:
-      self._raw = builder.as_data_source(
-        split,
+      self._raw: Any = builder.as_data_source(
+        split=split,
         deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
       )
     except (ValueError, AssertionError) as error:

@@ -77,7 +77,7 @@ class TokenStore:
     cached = Lengths.of(self._table)
     parts = []
     for task, source in enumerate(self._sources):
-      if self._cached[task]:
+      if isinstance(source, TokenTable) or self._cached[task]:
         start = self._bases[task]
         parts.append(cached.slice(start, start + self.sizes[task]))
       else:

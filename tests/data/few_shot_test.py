@@ -1,5 +1,7 @@
 """Tests of drawing a few examples and training on them."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -49,6 +51,11 @@ def test_errors(source):
     few_shot_examples(source, 41, 0)
   with pytest.raises(UserError, match='held back'):
     few_shot_examples(source, 4, 0, held_back=4)
+  settings = dataclasses.replace(_SETTINGS, objective='span_corruption')
+  with pytest.raises(UserError, match='prepared tasks'):
+    examples_loader(
+      {'task': [source[0]]}, settings, task_table=TaskTable(('task',))
+    )
 
 
 def test_training_sees_each_example_once_an_epoch(source):
