@@ -103,6 +103,16 @@ class Configuration:
     _register(function)
     return resolve(function, self.places, given=given, missing=missing)
 
+  def bound(self, functions: Iterable[Callable]) -> tuple[Callable, ...]:
+    """Returns those of `functions` of which a parameter is bound."""
+    selectors = {selector for _, selector, _ in self.places}
+    found = []
+    for function in functions:
+      _register(function)
+      if gin_config._inverse_lookup(function).selector in selectors:
+        found.append(function)
+    return tuple(found)
+
 
 def parse(
   files: Sequence[str] = (),

@@ -88,7 +88,7 @@ class TaskData:
   @property
   def names(self) -> tuple[str, ...]:
     """What is asked for: mixtures and tasks."""
-    return (self.tasks,) if isinstance(self.tasks, str) else self.tasks
+    return (self.tasks,) if isinstance(self.tasks, str) else tuple(self.tasks)
 
   def resolve(self) -> records.Mixture:
     """Returns the tasks, in the order of their ids; prepares what is missing.

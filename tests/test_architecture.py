@@ -37,11 +37,11 @@ _ROWS = (
   ),
   ('adapters', 'methods', 'optim', 'partitioning', 't5.*'),
   ('modules', 'model', 'model_card'),
-  ('checkpoints', 'convert.*', 'data.*'),
+  ('backbones', 'checkpoints', 'convert.*', 'data.*', 'frozen', 'run_folder'),
   ('reporting',),
-  ('evaluation',),
-  ('trainer',),
-  ('adaptation',),
+  ('evaluation', 'scores'),
+  ('meter', 'prefetch', 'run_signals', 'saved_run', 'train_state', 'trainer'),
+  ('adaptation', 'few_shot', 'side_by_side'),
   ('api',),
   ('analysis.*', 'plan'),
   (
@@ -51,13 +51,14 @@ _ROWS = (
     'data.sources',
     'tasks.*',
   ),
-  ('train',),
+  ('task_data',),
+  ('dry_run', 'jobs', 'train'),
   ('study',),
   ('cli',),
 )
 # The only modules that import seqio or TensorFlow. Others may import these
 # inside a function only.
-_SEQIO = _ROWS[11]
+_SEQIO = next(row for row in _ROWS if 'data.registry' in row)
 _LAZY = ('matplotlib', 'torch', 'transformers', 'peft')
 _MAX_FILE, _MAX_FUNCTION = 500, 80
 

@@ -1,0 +1,305 @@
+"""The command line: `mhr-jax train --gin_file=… --gin.NAME=…`, and the rest.
+
+gin's flags are spelled as T5X spells them. What a person can mend ends with
+exit code 2 and a short message; everything else is a bug and has a traceback.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+import os
+import shlex
+import sys
+from typing import Any, NoReturn
+
+from mhr_jax.errors import UserError
+
+_MAX_LINES = 5
+_EXAMPLES = """\
+three commands to begin with:
+  mhr-jax study --gin_file=presets/quickstart.gin
+  mhr-jax show runs/multi_task.gin
+  mhr-jax train --gin_file=models/t5_1_1_small.gin --gin_file=methods/mhr.gin \\
+    --gin_file=presets/natural_instructions.gin --gin.RUN_DIR='"runs/ni"' --dry_run
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs one command; returns the exit code."""
+  argv = list(sys.argv[1:] if argv is None else argv)
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  try:
+    rest, bindings = split_bindings(argv)
+    options = _parser().parse_args(rest)
+    options.bindings = bindings
+    options.command_line = shlex.join(['mhr-jax', *argv])
+    options.run(options)
+  except UserError as error:
+    lines = str(error).splitlines()
+    if len(lines) > _MAX_LINES:
+      lines = [*lines[: _MAX_LINES - 1], '…']
+    print('mhr-jax: ' + '\n'.join(lines), file=sys.stderr)
+    return 2
+  except BrokenPipeError:  # `mhr-jax tasks | head`
+    sys.stderr.close()
+  return 0
+
+
+def split_bindings(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+  """Takes the `--gin.NAME=value` flags out, as `NAME = value` statements.
+
+  >>> split_bindings(['train', '--gin.SEED=3', '--dry_run'])
+  (['train', '--dry_run'], ['SEED = 3'])
+
+  Raises:
+    UserError: a binding has no value.
+  """
+  rest, bindings = [], []
+  for argument in argv:
+    if not argument.startswith('--gin.'):
+      rest.append(argument)
+      continue
+    name, equals, value = argument.removeprefix('--gin.').partition('=')
+    if not equals or not value.strip():
+      raise UserError(f'{argument}: a binding is --gin.NAME=value.')
+    bindings.append(f'{name} = {value}')
+  return rest, bindings
+
+
+class _Parser(argparse.ArgumentParser):
+  """Raises `UserError` for a mistake, so that it is reported like all others."""
+
+  def error(self, message: str) -> NoReturn:
+    raise UserError(f'{message}. `{self.prog} --help` lists what there is.')
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = _Parser(
+    prog='mhr-jax',
+    description='Multi-Head Adapter Routing for JAX.',
+    epilog=_EXAMPLES,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  commands = parser.add_subparsers(
+    metavar='COMMAND', required=True, parser_class=_Parser
+  )
+
+  def add(name: str, run: Callable[[Any], None], text: str, *, gin: bool):
+    command = commands.add_parser(name, help=text, description=text)
+    command.set_defaults(run=run)
+    if gin:
+      _add_gin_flags(command)
+    return command
+
+  _add_data_commands(add)
+  _add_run_commands(add)
+  return parser
+
+
+def _add_gin_flags(command: argparse.ArgumentParser) -> None:
+  group = command.add_argument_group(
+    'configuration', 'also --gin.NAME=value, such as --gin.RUN_DIR=\'"runs/a"\''
+  )
+  group.add_argument(
+    '--gin_file', action='append', default=[], metavar='FILE', help='repeatable'
+  )
+  group.add_argument(
+    '--gin_search_paths',
+    default='',
+    metavar='A,B',
+    help='folders to search first',
+  )
+
+
+def _add_data_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+  tasks = add('tasks', _run_tasks, 'list tasks, or show examples', gin=True)
+  tasks.add_argument('--show', metavar='TASK', help='print examples of a task')
+  tasks.add_argument('--split', default='train', help='of the task to show')
+  tasks.add_argument('--n', type=int, default=3, help='how many to show')
+  prepare = add(
+    'prepare', _run_prepare, 'tokenise tasks once and store them', gin=True
+  )
+  prepare.add_argument('names', nargs='*', help='tasks and mixtures')
+  prepare.add_argument(
+    '--remake',
+    choices=('stale', 'all'),
+    default='stale',
+    help='make again what is stale, or everything',
+  )
+  for command in (tasks, prepare):
+    command.add_argument('--data_dir', help='the folder of prepared data')
+    command.add_argument(
+      '--module',
+      action='append',
+      default=[],
+      help='registers tasks, such as mhr_jax.tasks.skills; repeatable',
+    )
+
+
+def _add_run_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+  train = add('train', _run_train, 'train on many tasks; resumes', gin=True)
+  train.add_argument(
+    '--dry_run', action='store_true', help='say what would happen, and stop'
+  )
+  train.add_argument(
+    '--allow_config_change',
+    action='store_true',
+    help='resume although settings differ',
+  )
+  add('adapt', _run_adapt, 'adapt a run to new tasks (few-shot)', gin=True)
+  add('evaluate', _run_evaluate, 'score a run on tasks', gin=True)
+  predict = add(
+    'predict', _run_predict, 'write a text for each line', gin=False
+  )
+  predict.add_argument('run_dir', metavar='RUN')
+  predict.add_argument('--task', help="a task of the run, or 'average'")
+  predict.add_argument(
+    '--input', metavar='FILE', help='one text a line; default: standard input'
+  )
+  predict.add_argument('--max_new_tokens', type=int, default=64)
+  predict.add_argument('--num_beams', type=int, default=1)
+  report = add('report', _run_report, 'write a run’s report.html', gin=False)
+  report.add_argument('run_dir', metavar='RUN')
+  report.add_argument('--output', metavar='FILE')
+  show = add('show', _run_show, 'print the resolved configuration', gin=True)
+  show.add_argument('files', nargs='*', metavar='FILE.gin')
+  add('study', _run_study, 'compare methods: train, adapt, report', gin=True)
+
+
+def _configure(options: argparse.Namespace, files: Sequence[str] = ()) -> Any:
+  """Parses what the flags say; everything of ours can be named in bindings."""
+  from mhr_jax import configurables, configuration
+
+  return configuration.parse(
+    [*files, *options.gin_file],
+    options.bindings,
+    search_paths=[path for path in options.gin_search_paths.split(',') if path],
+    configurables=configurables.all_configurables(),
+  )
+
+
+def _task_data(options: argparse.Namespace, names: Sequence[str]) -> Any:
+  """Returns the `TaskData` of the gin files, with what flags replace."""
+  import dataclasses
+
+  from mhr_jax.task_data import TaskData, TaskModule
+
+  changes: dict[str, Any] = {}
+  if names:
+    changes['tasks'] = tuple(names)
+  if options.data_dir:
+    changes['data_dir'] = options.data_dir
+  if options.module:
+    changes['modules'] = tuple(TaskModule(name) for name in options.module)
+  if not options.gin_file and not options.bindings:
+    return TaskData(**{'tasks': (), **changes})
+  data = _configure(options).call(TaskData, **changes)
+  return dataclasses.replace(data, **changes)
+
+
+def _run_tasks(options: argparse.Namespace) -> None:
+  from mhr_jax import task_listing
+
+  data = _task_data(options, ())
+  if options.show:
+    print(
+      task_listing.show_examples(
+        data, options.show, split=options.split, n=options.n
+      )
+    )
+  else:
+    print(task_listing.list_all(data))
+
+
+def _run_prepare(options: argparse.Namespace) -> None:
+  from mhr_jax import task_data
+
+  data = _task_data(options, options.names)
+  if not data.names:
+    raise UserError('Which tasks? Name them, or a gin file with TaskData.')
+  for row in task_data.prepare_tasks(data, remake=options.remake):
+    splits = ', '.join(f'{name} {n:,}' for name, n in row.splits.items())
+    print(f'{row.outcome:14}  {row.task}  ({splits})')
+
+
+def _run_train(options: argparse.Namespace) -> None:
+  from mhr_jax import train
+
+  configuration = _configure(options)
+  given = {
+    'mode': 'dry_run' if options.dry_run else 'train',
+    'config_change': 'allow' if options.allow_config_change else 'refuse',
+    'command': options.command_line,
+  }
+  resolved = configuration.resolve(train.train, given=(*given, 'config_text'))
+  trained = configuration.call(
+    train.train, config_text=resolved.to_text(), **given
+  )
+  if trained is not None:
+    print(f'{trained.run_dir} is trained: {trained.step} steps.')
+
+
+def _run_adapt(options: argparse.Namespace) -> None:
+  from mhr_jax import commands
+
+  results = _configure(options).call(commands.adapt)
+  print(commands.adaptation_table(results))
+
+
+def _run_evaluate(options: argparse.Namespace) -> None:
+  from mhr_jax import commands
+
+  print(commands.score_table(_configure(options).call(commands.evaluate)))
+
+
+def _run_predict(options: argparse.Namespace) -> None:
+  from mhr_jax import commands
+  from mhr_jax.t5.decoding import DecodingSettings
+
+  if options.input:
+    try:
+      with open(options.input, encoding='utf-8') as file:
+        texts = file.read().splitlines()
+    except OSError as error:
+      raise UserError(f'{options.input}: {error.strerror}.') from error
+  else:
+    texts = sys.stdin.read().splitlines()
+  decoding = DecodingSettings(
+    max_new_tokens=options.max_new_tokens, num_beams=options.num_beams
+  )
+  for text in commands.predict(
+    options.run_dir, texts, task=options.task, decoding=decoding
+  ):
+    print(text)
+
+
+def _run_report(options: argparse.Namespace) -> None:
+  from mhr_jax.analysis import report
+
+  print(report.write_report(options.run_dir, output=options.output))
+
+
+def _run_show(options: argparse.Namespace) -> None:
+  from mhr_jax import configurables
+
+  configuration = _configure(options, options.files)
+  roots = configuration.bound(configurables.roots())
+  if not roots and not configuration.files:
+    raise UserError('Which gin file? Such as: mhr-jax show runs/multi_task.gin')
+  if not roots:
+    raise UserError(
+      f'{", ".join(configuration.files)} binds no parameter of a command;'
+      f' show it together with a run: mhr-jax show runs/multi_task.gin'
+      f' {configuration.files[0]}'
+    )
+  for root in roots:
+    print(configuration.resolve(root, missing='show').to_text())
+
+
+def _run_study(options: argparse.Namespace) -> None:
+  from mhr_jax import study
+
+  _configure(options).call(study.study)
+
+
+if __name__ == '__main__':
+  sys.exit(main())

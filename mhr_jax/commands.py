@@ -1,0 +1,319 @@
+"""What one does with a trained run: evaluate it, adapt it, let it predict.
+
+Plain functions over a run folder; gin configures them (`configs/runs/`), and
+`mhr-jax evaluate`, `adapt` and `predict` call them.
+"""
+
+from collections.abc import Sequence
+import statistics
+from typing import Any
+
+from etils import epath
+import jax.numpy as jnp
+import numpy as np
+
+from mhr_jax import (
+  adaptation,
+  evaluation,
+  few_shot,
+  methods,
+  partitioning,
+  run_files,
+  run_folder,
+)
+from mhr_jax.adaptation import AdaptationSettings, Adapted
+from mhr_jax.aggregation import over_seeds_and_tasks
+from mhr_jax.data import ordered, records
+from mhr_jax.errors import UserError
+from mhr_jax.evaluation import EvaluationSettings
+from mhr_jax.few_shot import FewShotSettings
+from mhr_jax.progress import Progress
+from mhr_jax.scores import Scores
+from mhr_jax.t5.decoding import DecodingSettings
+from mhr_jax.task_data import TaskData
+from mhr_jax.task_table import TaskTable
+
+EVALUATIONS_FOLDER = 'evaluations'
+FEW_SHOT_FOLDER = 'few_shot'
+
+
+def evaluate(
+  run_dir: str,
+  *,
+  data: TaskData,
+  evaluation_settings: EvaluationSettings,
+  split: str,
+  input_length: int,
+  target_length: int,
+  batch_size: int = 64,
+  limit: int | None = None,
+  step: int | None = None,
+  folder: str | None = None,
+) -> Scores:
+  """Writes a text for every instance of some tasks and scores it.
+
+  Args:
+    run_dir: the run.
+    data: the tasks. With `evaluation_settings.adapter='average'` they may be
+      any; otherwise the run must have been trained on them.
+    evaluation_settings: how to write texts, and which adapter serves a task.
+    split: of every task.
+    input_length: tokens of the inputs, EOS included; longer ones are cut.
+    target_length: tokens of the first reference, likewise.
+    batch_size: rows of a batch.
+    limit: the first so many instances of each task; None for all.
+    step: of which checkpoint; the last one by default.
+    folder: where `scores.json` and `predictions.jsonl` go; by default
+      `RUN/evaluations/TASKS_SPLIT`.
+
+  Raises:
+    UserError: the run, a task or a split is not there, or the run's routing
+      does not know a task.
+  """
+  run = _load(run_dir, step)
+  found = data.resolve()
+  sources = _open_sources(data, found, run, split)
+  routed = evaluation_settings.adapter == 'task' and _routes(run)
+  batches = ordered.eval_batches(
+    sources,
+    batch_size=batch_size,
+    input_length=input_length,
+    target_length=target_length,
+    task_table=_known_tasks(run, found, run_dir) if routed else None,
+    limit=limit,
+  )
+  name = f'{found.name}_{split.partition("[")[0]}'
+  total = sum(min(limit or len(each), len(each)) for each in sources)
+  with Progress(total, label='evaluate') as progress:
+    return evaluation.evaluate_generation(
+      run.model,
+      run.params,
+      batches,
+      _vocabulary(run, run_dir),
+      settings=evaluation_settings,
+      folder=folder or epath.Path(run_dir) / EVALUATIONS_FOLDER / name,
+      progress=progress,
+    )
+
+
+def adapt(
+  run_dir: str,
+  *,
+  method: str,
+  data: TaskData,
+  few_shot_settings: FewShotSettings,
+  adaptation_settings: AdaptationSettings,
+  evaluation_settings: EvaluationSettings,
+  train_split: str = 'train',
+  test_split: str = 'test',
+  step: int | None = None,
+  folder: str | None = None,
+) -> list[Adapted]:
+  """Adapts a run to new tasks from a few examples of each, and evaluates.
+
+  Args:
+    run_dir: the pre-trained run.
+    method: what adapts; of those that share the run's pre-training.
+    data: the new tasks.
+    few_shot_settings: how many examples, how many seeds, how long.
+    adaptation_settings: how to train.
+    evaluation_settings: how to write and score texts.
+    train_split: to draw the examples from.
+    test_split: to evaluate on.
+    step: of which checkpoint; the last one by default.
+    folder: gets a folder a task and seed, and `results.json`; by default
+      `RUN/few_shot/METHOD`.
+
+  Raises:
+    UserError: something is not there, or the method does not fit the run.
+  """
+  run = _load(run_dir, step)
+  row = methods.get_method(method)
+  found = data.resolve()
+  tasks = few_shot.open_few_shot_tasks(
+    data.data_dir,
+    found.tasks,
+    train_split=train_split,
+    test_split=test_split,
+  )
+  cells = few_shot.build_cells(tasks, few_shot_settings)
+  where = epath.Path(folder or _few_shot_folder(run_dir, row.name))
+  with Progress(len(cells), label='adapt') as progress:
+    results = adaptation.adapt(
+      run.model,
+      run.params,
+      row,
+      cells,
+      _vocabulary(run, run_dir),
+      settings=adaptation_settings,
+      evaluate=evaluation_settings,
+      folder=where,
+      progress=progress,
+    )
+  run_files.write_json(
+    where / run_files.RESULTS_FILE,
+    summarise(results, evaluation_settings.metrics),
+  )
+  return results
+
+
+def summarise(
+  results: Sequence[Adapted], metrics: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+  """Returns, by metric, mean and spread over seeds and each task's mean."""
+  summary = {}
+  for metric in metrics:
+    scores: dict[int, dict[str, float]] = {}
+    for result in results:
+      of_seed = scores.setdefault(result.seed, {})
+      of_seed[result.task] = result.scores.overall[metric]
+    found = over_seeds_and_tasks(scores)
+    summary[metric] = {
+      'mean': found.overall.mean,
+      'values': list(found.overall.values),
+      'tasks': {task: each.mean for task, each in found.tasks.items()},
+    }
+  return summary
+
+
+def predict(
+  run_dir: str,
+  texts: Sequence[str],
+  *,
+  task: str | None = None,
+  decoding: DecodingSettings,
+  input_length: int | None = None,
+  step: int | None = None,
+) -> list[str]:
+  """Returns what a run writes for each text.
+
+  Args:
+    run_dir: the run.
+    texts: the inputs.
+    task: whose adapter to use: a name or an id of the run's tasks, or
+      'average'; not needed where the run does not route.
+    decoding: how texts are written.
+    input_length: where to cut; as long as the longest text by default.
+    step: of which checkpoint; the last one by default.
+
+  Raises:
+    UserError: the run routes and the task is not one of its tasks.
+  """
+  if not texts:
+    return []
+  run = _load(run_dir, step)
+  vocabulary = _vocabulary(run, run_dir)
+  routed = _routes(run) and task != 'average'
+  task_id = _task_id(run, task) if routed else 0
+  ids = [vocabulary.encode(text) for text in texts]
+  width = input_length or max(map(len, ids)) + 1
+  tokens = np.zeros((len(ids), width), np.int32)
+  for row, found in zip(tokens, ids, strict=True):
+    found = [*found[: width - 1], run.model.config.eos_id]
+    row[: len(found)] = found
+  model, params = run.model, run.params
+  if not routed:
+    model, params = evaluation.average_model(model, params)
+  batch = {
+    'encoder_input_tokens': jnp.asarray(tokens),
+    'task_ids': jnp.full(len(ids), task_id, jnp.int32),
+  }
+  written = model.generate(params, batch, decoding)
+  return [
+    vocabulary.decode(row).strip() for row in np.asarray(written).tolist()
+  ]
+
+
+def score_table(scores: Scores) -> str:
+  """Returns the scores by task, then over all, as text."""
+  metrics = [name for name in scores.overall if name != 'instances']
+  width = max(map(len, [*scores.tasks, 'mean over tasks']))
+  lines = [f'{"":{width}}  ' + '  '.join(f'{name:>11}' for name in metrics)]
+  rows = {
+    **scores.tasks,
+    'mean over tasks': scores.mean_over_tasks,
+    'all instances': scores.overall,
+  }
+  for name, values in rows.items():
+    cells = '  '.join(f'{values[metric]:11.2f}' for metric in metrics)
+    lines.append(f'{name:{width}}  {cells}')
+  return '\n'.join(lines)
+
+
+def adaptation_table(results: Sequence[Adapted]) -> str:
+  """Returns each task's mean over seeds and its values, as text."""
+  metrics = [name for name in results[0].scores.overall if name != 'instances']
+  lines = []
+  for metric in metrics:
+    lines.append(f'{metric}, mean over seeds (by seed)')
+    for task in dict.fromkeys(result.task for result in results):
+      values = [
+        result.scores.overall[metric]
+        for result in results
+        if result.task == task
+      ]
+      shown = ', '.join(f'{value:.1f}' for value in values)
+      lines.append(f'  {statistics.mean(values):6.2f}  {task}  ({shown})')
+  return '\n'.join(lines)
+
+
+def _load(run_dir: str, step: int | None) -> run_folder.Run:
+  return run_folder.load_run(run_dir, step, mesh=partitioning.make_mesh())
+
+
+def _routes(run: run_folder.Run) -> bool:
+  """Whether the run's adapters depend on the task."""
+  adapters = run.model.adapters
+  return adapters is not None and adapters.mixing != 'uniform'
+
+
+def _vocabulary(run: run_folder.Run, run_dir: str):
+  if run.vocabulary is None:
+    raise UserError(f'{run_dir} has no vocabulary: it was saved without one.')
+  return run.vocabulary
+
+
+def _open_sources(
+  data: TaskData, found: records.Mixture, run: run_folder.Run, split: str
+) -> list[records.TaskSource]:
+  fingerprint = run.vocabulary.fingerprint if run.vocabulary else None
+  tasks = records.open_tasks(
+    data.data_dir, found.tasks, vocabulary_fingerprint=fingerprint
+  )
+  return [task.source(split) for task in tasks]
+
+
+def _known_tasks(
+  run: run_folder.Run, found: records.Mixture, run_dir: str
+) -> TaskTable:
+  table = run.task_table
+  if table is None:
+    raise UserError(f'{run_dir} has no table of tasks.')
+  unknown = [name for name in found.tasks if name not in table.names]
+  if unknown:
+    raise UserError(
+      f'{run_dir} was not trained on {unknown[0]!r}'
+      f' ({len(unknown)} of {len(found.tasks)} tasks are new to it): evaluate'
+      " with adapter='average' (runs/zero_shot.gin), or adapt to them first"
+      ' (runs/few_shot.gin).'
+    )
+  return table
+
+
+def _task_id(run: run_folder.Run, task: str | None) -> int:
+  table = run.task_table
+  if table is None:
+    raise UserError('The run has no table of tasks.')
+  if task is None:
+    if len(table) == 1:
+      return 0
+    raise UserError(
+      f'Which task? The run knows {len(table)}:'
+      f' {", ".join(table.names[:8])}{", …" if len(table) > 8 else ""}; or'
+      " 'average'."
+    )
+  return table.id_of(int(task) if task.isdigit() else task)
+
+
+def _few_shot_folder(run_dir: str, method: str) -> epath.Path:
+  return epath.Path(run_dir) / FEW_SHOT_FOLDER / method

@@ -1,0 +1,206 @@
+"""A training job: everything `train` needs, built from settings and checked.
+
+Nothing here allocates parameters or writes files, so a dry run builds the same
+job as a real one.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+import dataclasses
+from typing import Any
+
+from etils import epath
+import jax
+
+from mhr_jax import backbones, methods, partitioning
+from mhr_jax.adapters import AdapterConfig
+from mhr_jax.data import ordered, records
+from mhr_jax.data.loader import Loader, build_loader
+from mhr_jax.data.mixture_settings import MixtureSettings
+from mhr_jax.errors import UserError
+from mhr_jax.evaluation import EvaluationSettings, make_evaluate
+from mhr_jax.methods import Method
+from mhr_jax.model import MixIn, RoutedT5
+from mhr_jax.optim import OptimizerSettings
+from mhr_jax.t5.config import T5Config
+from mhr_jax.task_data import TaskData
+from mhr_jax.task_table import TaskTable
+from mhr_jax.trainer import TrainSettings
+from mhr_jax.vocabulary import Vocabulary
+
+# An `AdapterConfig` but for the number of tasks, which the data says.
+Adapters = Callable[..., AdapterConfig]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeldBackSettings:
+  """Evaluation on held-back examples of the training tasks, while training.
+
+  Attributes:
+    split: of every task.
+    limit: the first so many examples of each task; None for all.
+    batch_size: rows of an evaluation batch.
+    texts: also write texts and score them, so; None measures the loss alone.
+  """
+
+  split: str = 'validation'
+  limit: int | None = 20
+  batch_size: int = 64
+  texts: EvaluationSettings | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+  """What is trained, on what, and how.
+
+  Attributes:
+    run_dir: the run folder.
+    method: a row of the table of methods.
+    model: backbone, adapters and routers.
+    data: the tasks by name.
+    mixture: the tasks in the order of their ids.
+    task_table: their ids.
+    split: of every task, to train on.
+    loader: batches by step.
+    vocabulary: of the prepared data.
+    settings: steps, seed, what trains, when to save.
+    optimizer: how parameters move.
+    mesh: the devices.
+    backbone_from: where the backbone comes from; None draws one.
+    heldback: evaluation while training; None for none.
+  """
+
+  run_dir: epath.Path
+  method: Method
+  model: RoutedT5
+  data: TaskData
+  mixture: records.Mixture
+  task_table: TaskTable
+  split: str
+  loader: Loader
+  vocabulary: Vocabulary
+  settings: TrainSettings
+  optimizer: OptimizerSettings
+  mesh: partitioning.Mesh
+  backbone_from: str | None = None
+  heldback: HeldBackSettings | None = None
+
+  def init_params(self) -> dict[str, Any]:
+    """Draws or loads all parameters, as they are before the first step."""
+    key = jax.random.key(self.settings.seed)
+    if self.backbone_from is None:
+      return self.model.init(key)
+    backbone = backbones.load_backbone(
+      self.backbone_from, self.model.config, mesh=self.mesh
+    )
+    return {'backbone': backbone} | self.model.init_added(key)
+
+  def make_evaluate(self) -> Callable[[int, Any], Mapping[str, float]] | None:
+    """Returns what the trainer calls to evaluate, if anything."""
+    settings = self.heldback
+    if settings is None or not self.settings.eval_every:
+      return None
+    return make_evaluate(
+      self.model,
+      lambda: self.heldback_batches(settings),
+      self.vocabulary,
+      settings=settings.texts,
+    )
+
+  def heldback_batches(
+    self, settings: HeldBackSettings
+  ) -> Iterable[ordered.EvalBatch]:
+    """Returns the batches of the held-back examples, from the first one."""
+    tasks = records.open_tasks(self.data.data_dir, self.mixture.tasks)
+    return ordered.eval_batches(
+      [task.source(settings.split) for task in tasks],
+      batch_size=settings.batch_size,
+      input_length=self.loader.settings.input_length,
+      target_length=self.loader.settings.target_length,
+      task_table=self.task_table,
+      limit=settings.limit,
+    )
+
+
+def build_job(
+  run_dir: epath.PathLike,
+  *,
+  backbone: T5Config,
+  data: TaskData,
+  mixture: MixtureSettings,
+  settings: TrainSettings,
+  method: str,
+  adapters: Adapters | None,
+  optimizer: OptimizerSettings,
+  backbone_from: str | None,
+  heldback: HeldBackSettings | None,
+  mesh_shape: Sequence[int],
+  mix_in: MixIn,
+  split: str,
+) -> Job:
+  """Prepares the data where it is missing and builds everything else.
+
+  See `train.train` for the arguments.
+
+  Raises:
+    UserError: settings do not fit each other, the data or the devices.
+  """
+  row = methods.get_method(method)
+  _check_start(row, backbone_from)
+  found = data.resolve()
+  tasks = records.open_tasks(data.data_dir, found.tasks)
+  vocabulary = tasks[0].vocabulary
+  _check_vocabulary(vocabulary, backbone)
+  table = TaskTable(found.tasks)
+  mesh = partitioning.make_mesh(*mesh_shape)
+  process_index, process_count = partitioning.data_shard(mesh)
+  base = (adapters or AdapterConfig)(n_tasks=len(table))
+  loader = build_loader(
+    data.data_dir,
+    data.tasks if found.name == data.tasks else found.tasks,
+    split,
+    mixture,
+    task_table=table,
+    process_index=process_index,
+    process_count=process_count,
+  )
+  return Job(
+    run_dir=epath.Path(run_dir),
+    method=row,
+    model=RoutedT5(backbone, methods.adapter_config(row, base), mix_in),
+    data=data,
+    mixture=found,
+    task_table=table,
+    split=split,
+    loader=loader,
+    vocabulary=vocabulary,
+    settings=dataclasses.replace(
+      settings, trains=methods.trained_labels(row, 'pretrain')
+    ),
+    optimizer=optimizer,
+    mesh=mesh,
+    backbone_from=backbone_from,
+    heldback=heldback,
+  )
+
+
+def _check_start(method: Method, backbone_from: str | None) -> None:
+  """Refuses to train adapters over a backbone that was never trained."""
+  if method.shares_pretraining:
+    raise UserError(
+      f'{method.name} shares the pre-training of {method.pretrain_as}: train'
+      f" with method='{method.pretrain_as}' and adapt with"
+      f" method='{method.name}'."
+    )
+  if backbone_from is not None:
+    folder = epath.Path(backbone_from)
+    if not folder.exists():
+      raise UserError(f'backbone_from: there is no folder {backbone_from}.')
+
+
+def _check_vocabulary(vocabulary: Vocabulary, backbone: T5Config) -> None:
+  if vocabulary.vocab_size > backbone.vocab_size:
+    raise UserError(
+      f'The data has {vocabulary.vocab_size} token ids, the backbone'
+      f' {backbone.vocab_size}: set its vocab_size to at least'
+      f' {vocabulary.vocab_size} (a multiple of 128 is fastest).'
+    )

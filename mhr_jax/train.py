@@ -1,0 +1,271 @@
+"""Training from settings to a run folder: `mhr-jax train`, or a call.
+
+    python -m mhr_jax.train --gin_file=runs/multi_task.gin --gin.RUN_DIR='"a"'
+
+is the same as `mhr-jax train` with the same flags. From Python, `train` takes
+the settings objects themselves.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import json
+import sys
+from typing import Any, Literal, NamedTuple
+
+from etils import epath
+import jax
+
+from mhr_jax import (
+  checkpoints,
+  configuration_values,
+  dry_run,
+  reporting,
+  run_files,
+  trainer,
+)
+from mhr_jax.analysis import routing
+from mhr_jax.data.mixture_settings import MixtureSettings
+from mhr_jax.errors import UserError
+from mhr_jax.jobs import Adapters, HeldBackSettings, Job, build_job
+from mhr_jax.model import MixIn, RoutedT5
+from mhr_jax.optim import OptimizerSettings
+from mhr_jax.t5.config import T5Config
+from mhr_jax.task_data import TaskData
+from mhr_jax.task_table import TaskTable
+from mhr_jax.trainer import TrainSettings
+from mhr_jax.vocabulary import Vocabulary
+
+SETTINGS_FILE = 'settings.json'
+
+# What may change when a run resumes, without a word: it changes no number.
+_FREE = (
+  'backbone_from',
+  'data.data_dir',
+  'data.modules',
+  'data.prepare',
+  'heldback',
+  'mesh_shape',
+  'mix_in',
+  'mixture.cache_bytes',
+  'settings.eval_every',
+  'settings.keep',
+  'settings.keep_every',
+  'settings.log_every',
+  'settings.save_every',
+)
+
+
+class Trained(NamedTuple):
+  """A run after its last step.
+
+  Attributes:
+    model: the model.
+    params: all parameters.
+    task_table: which id is which task.
+    vocabulary: of the data.
+    run_dir: the run folder.
+    step: steps done.
+  """
+
+  model: RoutedT5
+  params: Mapping[str, Any]
+  task_table: TaskTable
+  vocabulary: Vocabulary
+  run_dir: epath.Path
+  step: int
+
+
+def train(
+  run_dir: str,
+  *,
+  backbone: T5Config,
+  data: TaskData,
+  mixture: MixtureSettings,
+  settings: TrainSettings,
+  method: str = 'mhr',
+  adapters: Adapters | None = None,
+  optimizer: OptimizerSettings | None = None,
+  backbone_from: str | None = None,
+  heldback: HeldBackSettings | None = None,
+  mesh_shape: Sequence[int] = (-1, 1),
+  mix_in: MixIn = 'auto',
+  split: str = 'train',
+  config_change: Literal['refuse', 'allow'] = 'refuse',
+  mode: Literal['train', 'dry_run'] = 'train',
+  config_text: str = '',
+  command: str = '',
+) -> Trained | None:
+  """Trains a model on many tasks at once; resumes where the run stands.
+
+  Args:
+    run_dir: the run folder, local or in a bucket.
+    backbone: the shape of the T5.
+    data: the tasks; prepared first where they are not.
+    mixture: how they become batches.
+    settings: steps, seed, when to log, evaluate and save. What trains follows
+      from the method.
+    method: a row of `methods.METHODS`; 'full' trains the backbone.
+    adapters: makes the `AdapterConfig` when called with `n_tasks`; such as
+      `functools.partial(AdapterConfig, rank=4)`.
+    optimizer: how parameters move.
+    backbone_from: a run folder or a folder of `backbones.save_backbone`; None
+      draws a backbone.
+    heldback: evaluation on held-back examples, every `settings.eval_every`.
+    mesh_shape: devices along data and along model; -1 is what is left.
+    mix_in: see `RoutedT5`.
+    split: of every task to train on.
+    config_change: whether a run may resume with other settings.
+    mode: 'dry_run' builds everything on abstract values, prints what would be
+      trained, and trains nothing.
+    config_text: the resolved configuration, kept in the run folder.
+    command: what started the run, for the model card.
+
+  Returns:
+    The trained model; None after a dry run.
+
+  Raises:
+    UserError: something does not fit, or the folder holds another run.
+  """
+  optimizer = optimizer or OptimizerSettings()
+  asked: dict[str, Any] = {
+    'backbone': backbone,
+    'data': data,
+    'mixture': mixture,
+    'settings': settings,
+    'method': method,
+    'adapters': adapters,
+    'optimizer': optimizer,
+    'backbone_from': backbone_from,
+    'heldback': heldback,
+    'mesh_shape': tuple(mesh_shape),
+    'mix_in': mix_in,
+    'split': split,
+  }
+  job = build_job(run_dir, **asked)
+  if mode == 'dry_run':
+    print(dry_run.describe(job))
+    return None
+  values = flat_settings({**asked, 'adapters': job.model.adapters})
+  _check_settings(job.run_dir, values, config_change)
+  return run_job(job, values, config_text=config_text, command=command)
+
+
+def run_job(
+  job: Job,
+  values: Mapping[str, str],
+  *,
+  config_text: str = '',
+  command: str = '',
+) -> Trained:
+  """Trains a job and leaves a run folder that explains itself."""
+  params = job.init_params()
+  description = reporting.RunDescription(
+    name=job.run_dir.name,
+    summary=_summary(job),
+    method=job.method.name,
+    tasks=job.task_table,
+    parameters=reporting.parameter_rows(params, trains=job.settings.trains),
+    settings=values,
+    command=command,
+    config_text=config_text,
+  )
+  reporting.write_run_folder(job.run_dir, description)
+  if jax.process_index() == 0:
+    run_files.write_json(job.run_dir / SETTINGS_FILE, values)
+  with reporting.RunLog(job.run_dir, job.settings.steps) as log:
+    log.say(
+      f'{job.loader.n_examples} examples of {len(job.task_table)} tasks,'
+      f' {job.loader.steps_per_epoch} steps an epoch,'
+      f' {job.loader.padding_share:.0%} padding'
+    )
+    state = trainer.fit(
+      job.model,
+      params,
+      job.loader.batch,
+      settings=job.settings,
+      optimizer=job.optimizer,
+      run_dir=job.run_dir,
+      mesh=job.mesh,
+      evaluate=job.make_evaluate(),
+      on_log=log,
+      on_message=log.say,
+      task_table=job.task_table,
+      vocabulary=job.vocabulary,
+    )
+  if job.model.adapters is not None and job.model.adapters.has_routers:
+    weights = routing.task_mixing_weights(state.params, job.model.adapters)
+    routing.save_routing(job.run_dir, weights, job.task_table)
+  return Trained(
+    job.model,
+    state.params,
+    job.task_table,
+    job.vocabulary,
+    job.run_dir,
+    int(state.step),
+  )
+
+
+def flat_settings(values: Mapping[str, Any]) -> dict[str, str]:
+  """Returns settings as text, by a path such as `optimizer.b1`."""
+  flat: dict[str, str] = {}
+
+  def add(path: str, value: Any) -> None:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+      fields = dataclasses.fields(value)
+      for field in fields:
+        add(f'{path}.{field.name}', getattr(value, field.name))
+    elif isinstance(value, Mapping):
+      for key, item in value.items():
+        add(f'{path}.{key}', item)
+    else:
+      flat[path] = repr(value)
+
+  for name, value in values.items():
+    add(name, value)
+  return flat
+
+
+def _check_settings(
+  run_dir: epath.Path, values: Mapping[str, str], config_change: str
+) -> None:
+  """Compares with the settings of the run that is in the folder already.
+
+  Raises:
+    UserError: they differ in what decides its numbers.
+  """
+  path = run_dir / SETTINGS_FILE
+  if config_change == 'allow' or not checkpoints.committed_steps(run_dir):
+    return
+  if not path.exists():
+    return
+  old = json.loads(path.read_text())
+  changed = configuration_values.diff(_decisive(old), _decisive(values))
+  if changed:
+    raise UserError(
+      f'{run_dir} holds a run with other settings:\n  '
+      + '\n  '.join(changed)
+      + "\nChoose another run_dir, or go on with config_change='allow'"
+      ' (--allow_config_change).'
+    )
+
+
+def _decisive(values: Mapping[str, str]) -> dict[str, str]:
+  return {
+    key: value
+    for key, value in values.items()
+    if not any(key == free or key.startswith(f'{free}.') for free in _FREE)
+  }
+
+
+def _summary(job: Job) -> str:
+  start = job.backbone_from or 'random numbers'
+  return (
+    f'`{job.method.name}` ({job.method.summary}), trained on'
+    f' {len(job.task_table)} tasks, from {start}.'
+  )
+
+
+if __name__ == '__main__':
+  from mhr_jax import cli
+
+  sys.exit(cli.main(['train', *sys.argv[1:]]))
