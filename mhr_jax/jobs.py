@@ -11,7 +11,7 @@ from typing import Any
 from etils import epath
 import jax
 
-from mhr_jax import backbones, methods, partitioning
+from mhr_jax import backbones, methods, partitioning, run_folder
 from mhr_jax.adapters import AdapterConfig
 from mhr_jax.data import ordered, records
 from mhr_jax.data.loader import Loader, build_loader
@@ -66,6 +66,7 @@ class Job:
     optimizer: how parameters move.
     mesh: the devices.
     backbone_from: where the backbone comes from; None draws one.
+    start_from: a run to go on from instead, with all its parameters.
     heldback: evaluation while training; None for none.
   """
 
@@ -82,11 +83,19 @@ class Job:
   optimizer: OptimizerSettings
   mesh: partitioning.Mesh
   backbone_from: str | None = None
+  start_from: str | None = None
   heldback: HeldBackSettings | None = None
 
   def init_params(self) -> dict[str, Any]:
     """Draws or loads all parameters, as they are before the first step."""
     key = jax.random.key(self.settings.seed)
+    if self.start_from is not None:
+      run = run_folder.load_run(self.start_from, mesh=self.mesh)
+      if not self.method.shares_pretraining:
+        return run.params
+      return methods.start_params(
+        self.method, run.params, self.model.adapters, phase='average'
+      )
     if self.backbone_from is None:
       return self.model.init(key)
     backbone = backbones.load_backbone(
@@ -132,6 +141,7 @@ def build_job(
   adapters: Adapters | None,
   optimizer: OptimizerSettings,
   backbone_from: str | None,
+  start_from: str | None,
   heldback: HeldBackSettings | None,
   mesh_shape: Sequence[int],
   mix_in: MixIn,
@@ -145,15 +155,13 @@ def build_job(
     UserError: settings do not fit each other, the data or the devices.
   """
   row = methods.get_method(method)
-  _check_start(row, backbone_from)
+  _check_start(row, backbone_from, start_from)
   found = data.resolve()
-  tasks = records.open_tasks(data.data_dir, found.tasks)
-  vocabulary = tasks[0].vocabulary
+  vocabulary = records.open_tasks(data.data_dir, found.tasks)[0].vocabulary
   _check_vocabulary(vocabulary, backbone)
   table = TaskTable(found.tasks)
   mesh = partitioning.make_mesh(*mesh_shape)
   process_index, process_count = partitioning.data_shard(mesh)
-  base = (adapters or AdapterConfig)(n_tasks=len(table))
   loader = build_loader(
     data.data_dir,
     data.tasks if found.name == data.tasks else found.tasks,
@@ -163,10 +171,13 @@ def build_job(
     process_index=process_index,
     process_count=process_count,
   )
+  phase: methods.Phase = 'average' if row.shares_pretraining else 'pretrain'
+  base = _base_adapters(adapters, start_from, table)
+  config = methods.adapter_config(row, base, phase=phase)
   return Job(
     run_dir=epath.Path(run_dir),
     method=row,
-    model=RoutedT5(backbone, methods.adapter_config(row, base), mix_in),
+    model=RoutedT5(backbone, config, mix_in),
     data=data,
     mixture=found,
     task_table=table,
@@ -174,27 +185,54 @@ def build_job(
     loader=loader,
     vocabulary=vocabulary,
     settings=dataclasses.replace(
-      settings, trains=methods.trained_labels(row, 'pretrain')
+      settings, trains=methods.trained_labels(row, phase)
     ),
     optimizer=optimizer,
     mesh=mesh,
     backbone_from=backbone_from,
+    start_from=start_from,
     heldback=heldback,
   )
 
 
-def _check_start(method: Method, backbone_from: str | None) -> None:
-  """Refuses to train adapters over a backbone that was never trained."""
-  if method.shares_pretraining:
+def _base_adapters(
+  adapters: Adapters | None, start_from: str | None, table: TaskTable
+) -> AdapterConfig:
+  """Returns the adapters' settings: those of the run that this one goes on.
+
+  Raises:
+    UserError: that run is of other tasks.
+  """
+  if start_from is None:
+    return (adapters or AdapterConfig)(n_tasks=len(table))
+  if run_folder.read_task_table(start_from) != table:
+    raise UserError(f'{start_from} was trained on other tasks.')
+  found = run_folder.read_model(start_from).adapters
+  return found or AdapterConfig(n_tasks=len(table))
+
+
+def _check_start(
+  method: Method, backbone_from: str | None, start_from: str | None
+) -> None:
+  """Refuses a method that does not train so, and folders that are not there."""
+  if method.shares_pretraining and start_from is None:
     raise UserError(
       f'{method.name} shares the pre-training of {method.pretrain_as}: train'
       f" with method='{method.pretrain_as}' and adapt with"
       f" method='{method.name}'."
     )
-  if backbone_from is not None:
-    folder = epath.Path(backbone_from)
-    if not folder.exists():
-      raise UserError(f'backbone_from: there is no folder {backbone_from}.')
+  if start_from is not None and backbone_from is not None:
+    raise UserError('Give backbone_from or start_from, not both.')
+  if method.shares_pretraining and method.zero_shot is None:
+    raise UserError(
+      f'{method.name} trains on new tasks only (`mhr-jax adapt`).'
+    )
+  for name, folder in (
+    ('backbone_from', backbone_from),
+    ('start_from', start_from),
+  ):
+    if folder is not None and not epath.Path(folder).exists():
+      raise UserError(f'{name}: there is no folder {folder}.')
 
 
 def _check_vocabulary(vocabulary: Vocabulary, backbone: T5Config) -> None:

@@ -52,6 +52,7 @@ _FREE = (
   'settings.keep_every',
   'settings.log_every',
   'settings.save_every',
+  'start_from',
 )
 
 
@@ -86,6 +87,7 @@ def train(
   adapters: Adapters | None = None,
   optimizer: OptimizerSettings | None = None,
   backbone_from: str | None = None,
+  start_from: str | None = None,
   heldback: HeldBackSettings | None = None,
   mesh_shape: Sequence[int] = (-1, 1),
   mix_in: MixIn = 'auto',
@@ -110,6 +112,8 @@ def train(
     optimizer: how parameters move.
     backbone_from: a run folder or a folder of `backbones.save_backbone`; None
       draws a backbone.
+    start_from: a run on the same tasks to go on from, with all its parameters;
+      for -mu methods, with its averaged adapter.
     heldback: evaluation on held-back examples, every `settings.eval_every`.
     mesh_shape: devices along data and along model; -1 is what is left.
     mix_in: see `RoutedT5`.
@@ -136,6 +140,7 @@ def train(
     'adapters': adapters,
     'optimizer': optimizer,
     'backbone_from': backbone_from,
+    'start_from': start_from,
     'heldback': heldback,
     'mesh_shape': tuple(mesh_shape),
     'mix_in': mix_in,
@@ -258,7 +263,7 @@ def _decisive(values: Mapping[str, str]) -> dict[str, str]:
 
 
 def _summary(job: Job) -> str:
-  start = job.backbone_from or 'random numbers'
+  start = job.start_from or job.backbone_from or 'random numbers'
   return (
     f'`{job.method.name}` ({job.method.summary}), trained on'
     f' {len(job.task_table)} tasks, from {start}.'
