@@ -65,14 +65,14 @@ def scale_by_adafactor(
     )
     return AdafactorState(jnp.zeros([], jnp.int32), moments)
 
-  def update(grads, state, params):
+  def update(updates, state, params=None):
     count = state.count + 1
     beta = 1.0 - count.astype(jnp.float32) ** decay_rate
     paths_and_params, treedef = jax.tree_util.tree_flatten_with_path(params)
     directions, moments = [], []
     for (path, param), grad, moment in zip(
       paths_and_params,
-      treedef.flatten_up_to(grads),
+      treedef.flatten_up_to(updates),
       treedef.flatten_up_to(state.moments),
       strict=True,
     ):

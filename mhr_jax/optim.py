@@ -240,7 +240,7 @@ def _scale_by_learning_rates(
 
   def update(updates, state, params=None, *, learning_rates=None, **extra):
     del params, extra
-    multiplier = schedule(state.count)
+    multiplier = jnp.asarray(schedule(state.count))
     given = defaults | dict(learning_rates or {})
     scaled = {
       label: _scale(-multiplier * given[label], subtree)

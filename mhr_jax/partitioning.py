@@ -283,7 +283,7 @@ def put(tree: Any, where: Any) -> Any:
   return jax.tree.map(_put, tree, where)
 
 
-def _put(x: Any, where: NamedSharding) -> jax.Array:
+def _put(x: Any, where: jax.sharding.Sharding) -> jax.Array:
   if isinstance(x, jax.Array) and not x.is_fully_addressable:
     return jax.device_put(x, where)
   if jax.process_count() == 1:

@@ -1,0 +1,278 @@
+"""The state of training and one compiled step of it.
+
+The step's gradients are those of the trainable subtrees alone; frozen ones are
+arguments that are neither donated nor returned. Micro-batches are summed:
+losses, weights and gradients of sums, divided once at the end, so that
+accumulating over N equals one batch though their tokens differ in number.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
+
+import flax.struct
+import jax
+from jax import Array
+import jax.numpy as jnp
+import optax
+
+from mhr_jax import partitioning
+from mhr_jax.errors import UserError, nearest
+
+Params = dict[str, Any]
+Batch = Mapping[str, Array]
+LearningRates = Mapping[str, Any]
+
+
+class Model(Protocol):
+  """What the trainer asks of a model (`RoutedT5` is one)."""
+
+  def loss(
+    self,
+    params: Any,
+    batch: Any,
+    *,
+    dropout_key: Any = None,
+    noise_key: Any = None,
+    example_index: Any = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+  ) -> tuple[Array, Array, dict[str, Array]]:
+    """Returns the summed loss, the summed weights and parts of the loss.
+
+    Parts are sums (scalars) or one number a row ([batch]).
+    """
+    ...
+
+  def logical_axes(self) -> Any:
+    """Returns a tuple of axis names in place of each parameter."""
+    ...
+
+
+@flax.struct.dataclass
+class TrainState:
+  """What one step hands to the next.
+
+  Attributes:
+    step: int32, the number of steps done.
+    trainable: the subtrees that train, by label, in float32.
+    frozen: the other subtrees.
+    opt_state: the optimizer's.
+  """
+
+  step: Any
+  trainable: Params
+  frozen: Params
+  opt_state: Any
+
+  @property
+  def params(self) -> Params:
+    """All parameters, as the model takes them."""
+    return {**self.frozen, **self.trainable}
+
+
+def split_params(
+  params: Mapping[str, Any], trains: Iterable[str]
+) -> tuple[Params, Params]:
+  """Returns (trainable in float32, frozen as it is), by label.
+
+  Raises:
+    UserError: the model has no subtree of a label that should train.
+  """
+  trains = tuple(trains)
+  for label in trains:
+    if label not in params:
+      raise UserError(
+        f'The model has no {label!r} to train.{nearest(label, params)}'
+      )
+  trainable = {
+    label: jax.tree.map(lambda x: x.astype(jnp.float32), params[label])
+    for label in trains
+  }
+  frozen = {label: v for label, v in params.items() if label not in trains}
+  return trainable, frozen
+
+
+def init_state(
+  params: Mapping[str, Any],
+  optimizer: optax.GradientTransformation,
+  trains: Iterable[str],
+) -> TrainState:
+  """Returns the state at step 0; the trainable leaves are copies."""
+  trainable, frozen = split_params(params, trains)
+  trainable = jax.tree.map(jnp.array, trainable)
+  step = jnp.zeros([], jnp.int32)
+  return TrainState(step, trainable, frozen, optimizer.init(trainable))
+
+
+def place_state(
+  params: Mapping[str, Any],
+  optimizer: optax.GradientTransformation,
+  trains: Iterable[str],
+  *,
+  mesh: partitioning.Mesh,
+  logical_axes: Any,
+  rules: partitioning.Rules | None = None,
+) -> tuple[TrainState, TrainState, tuple[str, ...]]:
+  """Puts the state at step 0 on a mesh; the trainable leaves are copies.
+
+  Returns:
+    The state; the shardings in the same form; notes on what is not split.
+  """
+  trainable, frozen = split_params(params, trains)
+  axes = {label: logical_axes[label] for label in params}
+  found = partitioning.shardings(axes, mesh, dict(params), rules=rules)
+  of = found.tree
+  state = jax.eval_shape(optimizer.init, trainable)
+  opt_places = partitioning.train_state_shardings(state, of, params, mesh)
+  places = TrainState(
+    partitioning.replicated(mesh),
+    {label: of[label] for label in trainable},
+    {label: of[label] for label in frozen},
+    opt_places,
+  )
+  trainable = jax.tree.map(
+    jnp.copy, partitioning.put(trainable, places.trainable)
+  )
+  return (
+    TrainState(
+      partitioning.put(jnp.zeros([], jnp.int32), places.step),
+      trainable,
+      partitioning.put(frozen, places.frozen),
+      jax.jit(optimizer.init, out_shardings=opt_places)(trainable),
+    ),
+    places,
+    found.notes,
+  )
+
+
+TrainStep = Callable[..., tuple[TrainState, dict[str, Array]]]
+
+
+def make_train_step(
+  model: Model,
+  optimizer: optax.GradientTransformationExtraArgs,
+  *,
+  accumulation: int = 1,
+  label_smoothing: float = 0.0,
+  z_loss: float = 0.0,
+  places: TrainState | None = None,
+) -> TrainStep:
+  """Returns `train_step(state, batch, key, learning_rates=None)`, compiled.
+
+  The step's random keys are folded from `key` and the state's step, so `key`
+  is the same at every step. The trainable leaves, the optimizer state and the
+  step of the state that is passed in are donated: use the one returned.
+  `learning_rates` replaces those of the optimizer's settings, by label; it may
+  change from call to call without compiling again.
+
+  Metrics are device values: `loss_sum`, `weight_sum` and the model's parts of
+  the loss; `grad_norm` before clipping; `finite`, whether loss and gradients
+  are; `examples` and `tokens`, without padding.
+
+  Args:
+    model: its `loss` is differentiated.
+    optimizer: from `optim.make_optimizer`.
+    accumulation: micro-batches a step; must divide the rows of the batch.
+    label_smoothing: passed to the loss.
+    z_loss: passed to the loss.
+    places: shardings that the new state keeps.
+  """
+
+  def loss(trainable, frozen, batch, keys, example_index):
+    loss_sum, weight_sum, parts = model.loss(
+      {**frozen, **trainable},
+      batch,
+      dropout_key=keys[0],
+      noise_key=keys[1],
+      example_index=example_index,
+      label_smoothing=label_smoothing,
+      z_loss=z_loss,
+    )
+    return loss_sum, {'weight_sum': weight_sum, **parts}
+
+  gradients = _accumulated(jax.value_and_grad(loss, has_aux=True), accumulation)
+
+  def advance(moving, frozen, batch, key, learning_rates):
+    step, trainable, opt_state = moving
+    key = jax.random.fold_in(key, step)
+    sums, grads = gradients(trainable, frozen, batch, key)
+    weight = jnp.maximum(sums['weight_sum'], 1e-6)
+    grads = jax.tree.map(lambda g: g / weight, grads)
+    updates, opt_state = optimizer.update(
+      grads, opt_state, trainable, learning_rates=learning_rates
+    )
+    trainable = optax.apply_updates(trainable, updates)
+    metrics = {**sums, **_counts(batch), 'grad_norm': optax.tree.norm(grads)}
+    metrics['finite'] = jnp.isfinite(sums['loss_sum'] + metrics['grad_norm'])
+    return (step + 1, trainable, opt_state), metrics
+
+  moving_places = places and (places.step, places.trainable, places.opt_state)
+  compiled = jax.jit(
+    advance, donate_argnums=0, out_shardings=(moving_places, None)
+  )
+
+  def train_step(state, batch, key, learning_rates=None):
+    moving = (state.step, state.trainable, state.opt_state)
+    moving, metrics = compiled(moving, state.frozen, batch, key, learning_rates)
+    return TrainState(moving[0], moving[1], state.frozen, moving[2]), metrics
+
+  return train_step
+
+
+def _accumulated(gradients: Callable[..., Any], n: int) -> Callable[..., Any]:
+  """Returns (trainable, frozen, batch, key) -> (sums, gradients of the sum)."""
+
+  def run(trainable, frozen, batch, key):
+    rows = len(batch['task_ids'])
+    if rows % n:
+      raise UserError(
+        f'accumulation of {n} does not divide a batch of {rows} rows.'
+      )
+    dropout_key, noise_key = jax.random.split(key)
+
+    def one(micro_batch, example_index, i):
+      keys = jax.random.fold_in(dropout_key, i), noise_key
+      (loss_sum, parts), grads = gradients(
+        trainable, frozen, micro_batch, keys, example_index
+      )
+      return {'loss_sum': loss_sum, **parts}, grads
+
+    example_index = jnp.arange(rows, dtype=jnp.int32)
+    if n == 1:
+      return one(dict(batch), example_index, 0)
+
+    def body(total, inputs):
+      parts, grads = one(*inputs)
+      return jax.tree.map(jnp.add, total, grads), parts
+
+    zeros = jax.tree.map(jnp.zeros_like, trainable)
+    inputs = jax.tree.map(
+      lambda x: _micro_batches(x, n), (dict(batch), example_index)
+    )
+    grads, parts = jax.lax.scan(body, zeros, (*inputs, jnp.arange(n)))
+    return jax.tree.map(_join, parts), grads
+
+  return run
+
+
+def _micro_batches(x: Array, n: int) -> Array:
+  """[rows, …] -> [n, rows / n, …], row i in micro-batch i % n.
+
+  So each device's rows stay on it: every micro-batch is spread over all.
+  """
+  return jnp.moveaxis(x.reshape(-1, n, *x.shape[1:]), 1, 0)
+
+
+def _join(x: Array) -> Array:
+  """Sums scalars over micro-batches; puts rows back in their order."""
+  return x.sum() if x.ndim == 1 else jnp.moveaxis(x, 0, 1).reshape(-1)
+
+
+def _counts(batch: Batch) -> dict[str, Array]:
+  """Counts what is not padding, whose token is 0 and whose weight is 0."""
+  weights = batch['decoder_loss_weights'] > 0
+  read = jnp.sum(batch['encoder_input_tokens'] != 0)
+  return {
+    'examples': jnp.sum(weights.any(axis=-1)),
+    'tokens': read + jnp.sum(weights),
+  }
