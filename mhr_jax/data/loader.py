@@ -135,7 +135,10 @@ class Loader:
 
   @functools.cached_property
   def padding_share(self) -> float:
-    """The share of a batch's cells that is padding, over the first steps."""
+    """The share of a batch's cells that is padding, over the first steps.
+
+    Where a reference is drawn, the longest one counts.
+    """
     filled = cells = 0
     for step in range(min(self.steps_per_epoch, _SAMPLED_STEPS)):
       plan = self.plan(step)
