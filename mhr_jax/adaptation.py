@@ -1,0 +1,374 @@
+"""Adapting a pre-trained model to new tasks: few-shot and zero-shot.
+
+What an adaptation starts from and what trains is read from the table of
+methods; cells (a task and a seed each) come from `few_shot`, and train and
+decode side by side in `side_by_side`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+from typing import Any, Literal
+
+from etils import epath
+import jax
+import numpy as np
+from safetensors import numpy as safetensors
+
+from mhr_jax import evaluation, methods, optim, routing, run_files, scores
+from mhr_jax.data.ordered import EvalBatch
+from mhr_jax.errors import UserError
+from mhr_jax.evaluation import EvaluationSettings
+from mhr_jax.few_shot import Cell
+from mhr_jax.methods import Method
+from mhr_jax.model import RoutedT5
+from mhr_jax.progress import Progress
+from mhr_jax.side_by_side import (
+  LossSettings,
+  Trained,
+  generate_cells,
+  train_cells,
+)
+from mhr_jax.tree_paths import leaves_by_path
+from mhr_jax.vocabulary import Vocabulary
+
+Params = dict[str, Any]
+
+ADAPTED_FILE = 'adapted.json'
+TRAINED_FILE = 'trained.safetensors'
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdaptationSettings:
+  """How few-shot adaptation trains.
+
+  Attributes:
+    optimizer: how parameters move.
+    loss: what the loss is.
+    rows: how the new tasks' routing logits start.
+    side_by_side: cells that train and decode at once; more take more memory.
+    keep: 'trained' writes each cell's trained parameters beside its scores.
+  """
+
+  optimizer: optim.OptimizerSettings = optim.OptimizerSettings()
+  loss: LossSettings = LossSettings()
+  rows: routing.RowInit = 'uniform'
+  side_by_side: int = 8
+  keep: Literal['nothing', 'trained'] = 'nothing'
+
+  def __post_init__(self):
+    if self.side_by_side < 1:
+      raise UserError(f'side_by_side is {self.side_by_side}; at least 1.')
+    if self.keep not in ('nothing', 'trained'):
+      raise UserError(f"keep is 'nothing' or 'trained', not {self.keep!r}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapted:
+  """What became of one cell.
+
+  Attributes:
+    task: the task's name.
+    seed: of the cell.
+    scores: on the task's test set, after the last step.
+    predictions: what the scores are of.
+    losses: of training, a token, by step.
+    held_back_loss: of the held-back shots, a token; None without any.
+    trained: the parameters that trained, by label.
+  """
+
+  task: str
+  seed: int
+  scores: scores.Scores
+  predictions: tuple[scores.Prediction, ...]
+  losses: np.ndarray
+  held_back_loss: float | None
+  trained: Params
+
+
+def adaptation_start(
+  model: RoutedT5,
+  params: Mapping[str, Any],
+  method: str | Method,
+  *,
+  key: jax.Array,
+  rows: routing.RowInit = 'uniform',
+) -> tuple[RoutedT5, Params]:
+  """Returns the model of one new task and the parameters it starts from.
+
+  Args:
+    model: as it was pre-trained.
+    params: the pre-trained parameters.
+    method: what adapts; of the methods that share this pre-training.
+    key: of the new rows of routing logits, and of fresh adapters.
+    rows: how those rows start.
+
+  Raises:
+    UserError: the method adapts adapters, but the model has none.
+  """
+  method = methods.get_method(method)
+  if method.inventory == 'none':
+    bare = dataclasses.replace(model, adapters=None)
+    return bare, {'backbone': params['backbone']}
+  if model.adapters is None:
+    raise UserError(
+      f'{method.name} adapts adapters; this model has none. Start from a run'
+      f' of {method.pretrain_as}.'
+    )
+  config = methods.adapter_config(
+    method, model.adapters, phase='adapt', n_tasks=1
+  )
+  start = methods.start_params(
+    method, params, config, phase='adapt', rows=rows, key=key
+  )
+  return dataclasses.replace(model, adapters=config), start
+
+
+def average_start(
+  model: RoutedT5, params: Mapping[str, Any]
+) -> tuple[RoutedT5, Params]:
+  """Returns the averaged adapter, to train on the training tasks (-mu).
+
+  What trains is `methods.trained_labels(method, 'average')`: one adapter a
+  linear, and no routing.
+
+  Raises:
+    UserError: the model has no adapters to average.
+  """
+  if model.adapters is None:
+    raise UserError('This model has no adapters to average.')
+  return evaluation.average_model(model, params)
+
+
+def zero_shot(
+  model: RoutedT5,
+  params: Mapping[str, Any],
+  method: str | Method,
+  batches: Iterable[EvalBatch],
+  vocabulary: Vocabulary,
+  *,
+  settings: EvaluationSettings,
+  folder: epath.PathLike | None = None,
+) -> scores.Scores | None:
+  """Evaluates on unseen tasks as the method serves them.
+
+  Args:
+    model: as it was pre-trained; for -mu, as `average_start` returned it.
+    params: its parameters; for -mu after the further training.
+    method: the method.
+    batches: instances of unseen tasks.
+    vocabulary: turns token ids into text.
+    settings: how to write texts.
+    folder: where scores and predictions go.
+
+  Returns:
+    The scores; None where the method has no zero-shot of its own.
+  """
+  how = methods.get_method(method).zero_shot
+  if how is None:
+    return None
+  adapter = 'average' if how == 'average' else 'task'
+  return evaluation.evaluate_generation(
+    model,
+    params,
+    batches,
+    vocabulary,
+    settings=dataclasses.replace(settings, adapter=adapter),
+    folder=folder,
+  )
+
+
+def adapt(
+  model: RoutedT5,
+  params: Mapping[str, Any],
+  method: str | Method,
+  cells: Sequence[Cell],
+  vocabulary: Vocabulary,
+  *,
+  settings: AdaptationSettings,
+  evaluate: EvaluationSettings,
+  folder: epath.PathLike | None = None,
+  progress: Progress | None = None,
+) -> list[Adapted]:
+  """Adapts to every cell's task and evaluates on its test set.
+
+  Args:
+    model: as it was pre-trained.
+    params: the pre-trained parameters; left as they are.
+    method: says what each cell starts from and what trains.
+    cells: what `few_shot.build_cells` made.
+    vocabulary: turns token ids into text.
+    settings: how to train.
+    evaluate: how to write and score texts.
+    folder: gets a folder a cell, `TASK/seedN`, with scores, predictions and
+      what `settings.keep` says.
+    progress: is told of every group of cells.
+
+  Returns:
+    One result a cell, in their order.
+
+  Raises:
+    UserError: the loss of a cell is not finite.
+  """
+  method = methods.get_method(method)
+  found: list[Adapted] = []
+  for group in split_groups(cells, settings.side_by_side):
+    results = _adapt_group(
+      model, params, method, group, vocabulary, settings, evaluate
+    )
+    found += results[: len(cells) - len(found)]
+    if progress is not None:
+      progress.update(len(found))
+  if folder is not None and jax.process_index() == 0:
+    for result in found:
+      write_adapted(folder, result, method, keep=settings.keep)
+  return found
+
+
+def split_groups(cells: Sequence[Cell], width: int) -> list[list[Cell]]:
+  """Cuts cells into groups of one size, so that one program serves them all.
+
+  The last group is filled up with its last cell, whose copies are dropped.
+  """
+  if not cells:
+    return []
+  n_groups = -(-len(cells) // width)
+  size = -(-len(cells) // n_groups)
+  groups = [list(cells[i : i + size]) for i in range(0, len(cells), size)]
+  groups[-1] += [groups[-1][-1]] * (size - len(groups[-1]))
+  return groups
+
+
+def _adapt_group(
+  model: RoutedT5,
+  params: Mapping[str, Any],
+  method: Method,
+  cells: Sequence[Cell],
+  vocabulary: Vocabulary,
+  settings: AdaptationSettings,
+  evaluate: EvaluationSettings,
+) -> list[Adapted]:
+  keys = [_split_key(cell) for cell in cells]
+  started = [
+    adaptation_start(model, params, method, key=start, rows=settings.rows)
+    for start, _ in keys
+  ]
+  model = started[0][0]
+  trained = train_cells(
+    model,
+    [start for _, start in started],
+    [cell.batches for cell in cells],
+    [key for _, key in keys],
+    trains=method.adapt_trains,
+    optimizer=settings.optimizer,
+    loss=settings.loss,
+  )
+  _check_finite(cells, trained.finite)
+  predictions = _predict(model, trained, cells, vocabulary, evaluate)
+  own = jax.tree.map(np.asarray, trained.stacked)
+  return [
+    Adapted(
+      task=cell.task,
+      seed=cell.seed,
+      scores=scores.score_predictions(of_cell, metrics=evaluate.metrics)[0],
+      predictions=tuple(of_cell),
+      losses=trained.losses[i],
+      held_back_loss=_held_back_loss(model, trained, cell, i),
+      trained=jax.tree.map(lambda leaf, i=i: leaf[i], own),
+    )
+    for i, (cell, of_cell) in enumerate(zip(cells, predictions, strict=True))
+  ]
+
+
+def _split_key(cell: Cell) -> tuple[jax.Array, jax.Array]:
+  """Returns the cell's keys of its start and of its training."""
+  key = routing.fold_name(jax.random.key(cell.seed), cell.task)
+  start, training = jax.random.split(key)
+  return start, training
+
+
+def _check_finite(cells: Sequence[Cell], finite: np.ndarray):
+  for cell, of_cell in zip(cells, finite, strict=True):
+    if not of_cell.all():
+      raise UserError(
+        f'The loss or a gradient of {cell.name} is not finite at step'
+        f' {int(np.argmin(of_cell)) + 1}: a lower learning rate or clipping'
+        ' are the usual remedies.'
+      )
+
+
+def _predict(
+  model: RoutedT5,
+  trained: Trained,
+  cells: Sequence[Cell],
+  vocabulary: Vocabulary,
+  evaluate: EvaluationSettings,
+) -> list[list[scores.Prediction]]:
+  """Decodes the cells' test sets, one batch of each cell at a time."""
+  found: list[list[scores.Prediction]] = [[] for _ in cells]
+  key = jax.random.key(evaluate.seed)
+  for step in range(max(len(cell.test) for cell in cells)):
+    batches = [cell.test[min(step, len(cell.test) - 1)] for cell in cells]
+    tokens = np.stack([b.arrays['encoder_input_tokens'] for b in batches])
+    decoded = generate_cells(
+      model,
+      trained,
+      tokens,
+      evaluate.decoding,
+      key=jax.random.fold_in(key, step),
+    )
+    for cell, batch, ids, texts in zip(
+      cells, batches, decoded, found, strict=True
+    ):
+      if step < len(cell.test):
+        texts += evaluation.to_predictions(batch, ids, vocabulary)
+  return found
+
+
+def _held_back_loss(
+  model: RoutedT5, trained: Trained, cell: Cell, index: int
+) -> float | None:
+  if not cell.held_back:
+    return None
+  params = trained.params_of(index)
+  return evaluation.evaluate_loss(model, params, cell.held_back)['loss']
+
+
+def write_adapted(
+  folder: epath.PathLike,
+  result: Adapted,
+  method: str | Method,
+  *,
+  keep: Literal['nothing', 'trained'] = 'nothing',
+) -> None:
+  """Writes one cell's scores, predictions and, if kept, what it trained.
+
+  Args:
+    folder: gets the folder `TASK/seedN`.
+    result: of the cell.
+    method: that adapted.
+    keep: 'trained' writes `trained.safetensors`, small beside a backbone.
+  """
+  method = methods.get_method(method)
+  folder = epath.Path(folder) / result.task / f'seed{result.seed}'
+  _, values = scores.score_predictions(
+    result.predictions, metrics=tuple(result.scores.mean_over_tasks)
+  )
+  scores.write_scores(folder, result.scores, result.predictions, values)
+  run_files.write_json(
+    folder / ADAPTED_FILE,
+    {
+      'task': result.task,
+      'seed': result.seed,
+      'method': method.name,
+      'trains': method.adapt_trains,
+      'losses': result.losses,
+      'held_back_loss': result.held_back_loss,
+    },
+  )
+  if keep == 'trained':
+    arrays = {
+      path: np.ascontiguousarray(leaf)
+      for path, leaf in leaves_by_path(result.trained).items()
+    }
+    data = safetensors.save(arrays, metadata={'method': method.name})
+    (folder / TRAINED_FILE).write_bytes(data)
