@@ -1,0 +1,224 @@
+"""The results of a study: one file a cell, `results.json`, a table.
+
+`results.json`:
+
+    {"suite": "skills", "metric": "exact_match", "seeds": [0, 1, 2],
+     "untrained": x, "untrained_by_phase": {"multi_task": x, …},
+     "baselines": {"copy_input": {"mean": x, "tasks": {…}}},
+     "methods": {"mhr": {"trainable_parameters": n,
+       "multi_task": {"mean": x, "values": [x, …], "sd": x,
+         "interval": [x, x], "gain": {…}, "tasks": {…}},
+       "zero_shot": …, "few_shot": …}}}
+
+Scores are from 0 to 100. A cell that is undefined for a method is null, never
+a number copied from another one. `untrained` is the backbone alone on the
+few-shot test set; `trainable_parameters` are those that few-shot adaptation
+trains. `gain` is over the backbone alone, with its 95 % interval over seeds.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import json
+from typing import Any
+
+from etils import epath
+import numpy as np
+from rich import console as rich_console
+from rich import table as rich_table
+
+from mhr_jax import aggregation, run_files
+from mhr_jax.scores import Scores
+
+PHASES = ('multi_task', 'zero_shot', 'few_shot')
+CELLS_FOLDER = 'cells'
+
+Key = tuple[str, str, int]  # method (a row of the table), phase, seed
+
+
+@dataclasses.dataclass(frozen=True)
+class CellScores:
+  """What one cell came to.
+
+  Attributes:
+    score: the metric's mean over all instances.
+    tasks: its mean by task.
+    trainable_parameters: of few-shot adaptation; None elsewhere.
+  """
+
+  score: float
+  tasks: Mapping[str, float]
+  trainable_parameters: int | None = None
+
+  @classmethod
+  def of(cls, found: Scores, metric: str) -> 'CellScores':
+    """Takes one metric out of the scores of an evaluation."""
+    return cls(found.overall[metric], found.of_tasks(metric))
+
+  @classmethod
+  def of_tasks(
+    cls,
+    overall: Mapping[str, Mapping[str, float]],
+    metric: str,
+    *,
+    trainable_parameters: int,
+  ) -> 'CellScores':
+    """Joins tasks that were evaluated apart, by the number of instances."""
+    weights = [of['instances'] for of in overall.values()]
+    tasks = {task: of[metric] for task, of in overall.items()}
+    score = float(np.average(list(tasks.values()), weights=weights))
+    return cls(score, tasks, trainable_parameters)
+
+
+class StudyResults:
+  """Cells as they come in, and what they amount to."""
+
+  def __init__(
+    self,
+    run_dir: epath.PathLike,
+    *,
+    suite: str,
+    metric: str,
+    seeds: tuple[int, ...],
+    methods: tuple[str, ...],
+    baselines: Mapping[str, Mapping[str, float]],
+    console: rich_console.Console | None = None,
+  ):
+    """Starts with no cells; those on disk are read when they are asked for.
+
+    Args:
+      run_dir: the study's folder.
+      suite: its name.
+      metric: what the scores are.
+      seeds: in the order of the values.
+      methods: in the order of the rows.
+      baselines: scores of something else, by name and task.
+      console: where to print.
+    """
+    self._run_dir = epath.Path(run_dir)
+    self._facts = {'suite': suite, 'metric': metric, 'seeds': list(seeds)}
+    self._seeds = seeds
+    self._methods = methods
+    self._baselines = baselines
+    self._console = console or rich_console.Console()
+    self._cells: dict[Key, CellScores] = {}
+
+  def say(self, text: str) -> None:
+    """Prints a line for people."""
+    self._console.print(text, markup=False, highlight=False)
+
+  def run(self, key: Key, cell: Callable[[], CellScores]) -> None:
+    """Runs a cell unless its result is on disk; keeps the result there."""
+    row, phase, seed = key
+    name = f'{row}-{phase}-seed{seed}.json'.replace(', ', '-').replace(' ', '_')
+    path = self._run_dir / CELLS_FOLDER / name
+    if path.exists():
+      self._cells[key] = CellScores(**json.loads(path.read_text()))
+      return
+    self._cells[key] = cell()
+    run_files.write_json(path, self._cells[key])
+    self.say(f'{row}, {phase}, seed {seed}: {self._cells[key].score:.1f}')
+
+  def to_json(self) -> dict[str, Any]:
+    """Returns the content of `results.json`."""
+    untrained = {
+      phase: self._cells['untrained', phase, self._seeds[0]] for phase in PHASES
+    }
+    baselines = {
+      name: {'mean': float(np.mean(list(tasks.values()))), 'tasks': tasks}
+      for name, tasks in self._baselines.items()
+    }
+    return {
+      **self._facts,
+      'untrained': untrained['few_shot'].score,
+      'untrained_by_phase': {
+        phase: {'mean': cell.score, 'tasks': cell.tasks}
+        for phase, cell in untrained.items()
+      },
+      'baselines': baselines,
+      'methods': {row: self._row(row, untrained) for row in self._rows()},
+    }
+
+  def _rows(self) -> list[str]:
+    """Returns the rows: methods, each followed by its shuffled form."""
+    found = {row for row, _, _ in self._cells} - {'untrained'}
+    ordered = []
+    for method in self._methods:
+      shuffled = f'{method}, shuffled task ids'
+      ordered += [row for row in (method, shuffled) if row in found]
+    return ordered
+
+  def _row(
+    self, row: str, untrained: Mapping[str, CellScores]
+  ) -> dict[str, Any]:
+    counts = {
+      cell.trainable_parameters
+      for key, cell in self._cells.items()
+      if key[0] == row and cell.trainable_parameters is not None
+    }
+    return {
+      'trainable_parameters': max(counts, default=None),
+      **{
+        phase: self._summary(row, phase, untrained[phase]) for phase in PHASES
+      },
+    }
+
+  def _summary(
+    self, row: str, phase: str, untrained: CellScores
+  ) -> dict[str, Any] | None:
+    cells = [
+      self._cells[row, phase, seed]
+      for seed in self._seeds
+      if (row, phase, seed) in self._cells
+    ]
+    if not cells:
+      return None
+    summary = aggregation.summarise([cell.score for cell in cells])
+    gain = aggregation.summarise([c.score - untrained.score for c in cells])
+    return {
+      'mean': summary.mean,
+      'values': summary.values,
+      'sd': summary.sd,
+      'interval': [summary.low, summary.high],
+      'gain': {'mean': gain.mean, 'interval': [gain.low, gain.high]},
+      'tasks': {
+        task: float(np.mean([cell.tasks[task] for cell in cells]))
+        for task in cells[0].tasks
+      },
+    }
+
+  def write(self) -> epath.Path:
+    """Writes `results.json` and returns its path."""
+    path = self._run_dir / run_files.RESULTS_FILE
+    run_files.write_json(path, self.to_json())
+    return path
+
+  def print_table(self) -> None:
+    """Prints one row a method: mean ± standard deviation over seeds."""
+    results = self.to_json()
+    table = rich_table.Table(
+      title=f'{results["suite"]}: {results["metric"]},'
+      f' mean ± sd over seeds {", ".join(map(str, results["seeds"]))}'
+    )
+    table.add_column('method')
+    for name in ('trained few-shot', *PHASES):
+      table.add_column(name.replace('_', '-'), justify='right')
+    untrained = results['untrained_by_phase']
+    table.add_row(
+      'untrained', '', *(f'{untrained[phase]["mean"]:.1f}' for phase in PHASES)
+    )
+    for name, row in results['methods'].items():
+      count = row['trainable_parameters']
+      table.add_row(
+        name,
+        '' if count is None else f'{count:,}',
+        *(_cell_text(row[phase]) for phase in PHASES),
+      )
+    self._console.print(table)
+
+
+def _cell_text(cell: Mapping[str, Any] | None) -> str:
+  if cell is None:
+    return '–'
+  if len(cell['values']) < 2:
+    return f'{cell["mean"]:.1f}'
+  return f'{cell["mean"]:.1f} ± {cell["sd"]:.1f}'
