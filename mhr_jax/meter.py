@@ -10,6 +10,7 @@ import numpy as np
 from mhr_jax.errors import UserError
 from mhr_jax.prefetch import Fetched
 from mhr_jax.task_table import TaskTable
+from mhr_jax.train_settings import TrainSettings
 
 OnLog = Callable[[int, Mapping[str, float]], None]
 
@@ -42,9 +43,7 @@ class Meter:
   def __init__(
     self,
     start: int,
-    steps: int,
-    *,
-    log_every: int,
+    settings: TrainSettings,
     on_log: OnLog | None = None,
     task_table: TaskTable | None = None,
   ):
@@ -52,13 +51,11 @@ class Meter:
 
     Args:
       start: steps done before.
-      steps: steps in all.
-      log_every: steps between calls of `on_log`; one more at the end.
+      settings: say how many there are and how often to log.
       on_log: called in the first process with the steps done and numbers.
       task_table: names for messages.
     """
-    self._steps = steps
-    self._log_every = log_every
+    self._settings = settings
     self._on_log = on_log
     self._task_table = task_table
     self._pending: tuple[Fetched, dict[str, jax.Array]] | None = None
@@ -85,15 +82,14 @@ class Meter:
       return
     batch, metrics = self._pending
     self._pending = None
-    numbers = {
-      name: float(value) for name, value in metrics.items() if not value.ndim
-    }
+    scalars = {name: x for name, x in metrics.items() if not x.ndim}
+    numbers = {k: float(v) for k, v in jax.device_get(scalars).items()}
     if not numbers['finite']:
       raise self._stopped(batch, metrics, numbers)
     for name, value in numbers.items():
       self._sums[name] += value
     done = batch.step + 1
-    if done % self._log_every == 0 or done == self._steps:
+    if self._settings.is_due(done, self._settings.log_every):
       self.log(done, self._window(done, numbers))
 
   def log(self, done: int, values: Mapping[str, float]):
@@ -117,7 +113,7 @@ class Meter:
       'train/examples_per_second': sums['examples'] / seconds,
       'train/tokens_per_second': sums['tokens'] / seconds,
       'train/seconds_per_step': seconds / steps,
-      'train/seconds_left': seconds / steps * (self._steps - done),
+      'train/seconds_left': seconds / steps * (self._settings.steps - done),
     }
     if 'nll_sum' in sums:
       found['train/nll'] = sums['nll_sum'] / weight

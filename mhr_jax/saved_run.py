@@ -1,13 +1,16 @@
 """The side of a run folder that training writes, and takes up again."""
 
 from collections.abc import Callable, Mapping
+import dataclasses
 from typing import Any
 
 from etils import epath
 import numpy as np
 
 from mhr_jax import checkpoints, frozen, partitioning, run_files, run_folder
+from mhr_jax.optim import OptimizerSettings
 from mhr_jax.task_table import TaskTable
+from mhr_jax.train_settings import TrainSettings
 from mhr_jax.train_state import TrainState
 from mhr_jax.vocabulary import Vocabulary
 
@@ -21,32 +24,29 @@ class SavedRun:
   def __init__(
     self,
     run_dir: epath.PathLike | None,
-    *,
-    keep: int,
-    keep_every: int | None,
-    facts: Mapping[str, Mapping[str, Any]],
+    settings: TrainSettings,
+    optimizer: OptimizerSettings,
     on_message: Callable[[str], None],
   ):
     """Opens the folder.
 
     Args:
       run_dir: the run folder, or None.
-      keep: how many of the last checkpoints to keep.
-      keep_every: keep also those of steps this divides.
-      facts: settings by group, saved with each step and compared on resume.
+      settings: saved with each step, and compared on resuming.
+      optimizer: likewise.
       on_message: called with sentences for people.
     """
     self._run_dir = run_dir
     self._on_message = on_message
-    self._groups = tuple(facts)
     self._facts: dict[str, Any] = {
       'format_version': run_folder.FORMAT_VERSION,
-      **facts,
+      'settings': dataclasses.asdict(settings),
+      'optimizer': dataclasses.asdict(optimizer),
     }
     self._checkpoints: checkpoints.Checkpoints | None = None
     if run_dir is not None:
       self._checkpoints = checkpoints.Checkpoints(
-        run_dir, keep=keep, keep_every=keep_every
+        run_dir, keep=settings.keep, keep_every=settings.keep_every
       )
 
   def __enter__(self) -> 'SavedRun':
@@ -110,7 +110,7 @@ class SavedRun:
 
   def _compare(self, saved: Mapping[str, Any]):
     """Says what was set otherwise when the checkpoint was made."""
-    for part in self._groups:
+    for part in ('settings', 'optimizer'):
       old, new = saved.get(part, {}), _as_json(self._facts[part])
       for name in new:
         if name in old and old[name] != new[name]:

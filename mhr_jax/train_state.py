@@ -13,6 +13,7 @@ import flax.struct
 import jax
 from jax import Array
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from mhr_jax import partitioning
@@ -104,7 +105,7 @@ def init_state(
   return TrainState(step, trainable, frozen, optimizer.init(trainable))
 
 
-def place_state(
+def plan_state(
   params: Mapping[str, Any],
   optimizer: optax.GradientTransformation,
   trains: Iterable[str],
@@ -113,39 +114,104 @@ def place_state(
   logical_axes: Any,
   rules: partitioning.Rules | None = None,
 ) -> tuple[TrainState, TrainState, tuple[str, ...]]:
-  """Puts the state at step 0 on a mesh; the trainable leaves are copies.
+  """Returns the state's shapes and where it lives, without making it.
+
+  Args:
+    params: arrays or `jax.ShapeDtypeStruct`s.
+    optimizer: its state is part of the state.
+    trains: labels of the subtrees that train.
+    mesh: the devices.
+    logical_axes: names of the axes of the parameters.
+    rules: `partitioning.LOGICAL_AXIS_RULES` by default.
 
   Returns:
-    The state; the shardings in the same form; notes on what is not split.
+    The state as `jax.ShapeDtypeStruct`s with shardings; the shardings alone;
+    notes on what is not split.
   """
-  trainable, frozen = split_params(params, trains)
   axes = {label: logical_axes[label] for label in params}
   found = partitioning.shardings(axes, mesh, dict(params), rules=rules)
-  of = found.tree
-  state = jax.eval_shape(optimizer.init, trainable)
-  opt_places = partitioning.train_state_shardings(state, of, params, mesh)
+  state = jax.eval_shape(
+    lambda tree: init_state(tree, optimizer, trains), dict(params)
+  )
   places = TrainState(
     partitioning.replicated(mesh),
-    {label: of[label] for label in trainable},
-    {label: of[label] for label in frozen},
-    opt_places,
-  )
-  trainable = jax.tree.map(
-    jnp.copy, partitioning.put(trainable, places.trainable)
-  )
-  return (
-    TrainState(
-      partitioning.put(jnp.zeros([], jnp.int32), places.step),
-      trainable,
-      partitioning.put(frozen, places.frozen),
-      jax.jit(optimizer.init, out_shardings=opt_places)(trainable),
+    {label: found.tree[label] for label in state.trainable},
+    {label: found.tree[label] for label in state.frozen},
+    partitioning.train_state_shardings(
+      state.opt_state, found.tree, params, mesh
     ),
+  )
+  planned = jax.tree.map(
+    lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+    state,
     places,
-    found.notes,
+  )
+  return planned, places, found.notes
+
+
+def place_state(
+  params: Mapping[str, Any],
+  optimizer: optax.GradientTransformation,
+  places: TrainState,
+) -> TrainState:
+  """Puts the state at step 0 where `plan_state` says.
+
+  The trainable leaves are copies: donating them leaves `params` as they are.
+  """
+  trainable, frozen = split_params(params, places.trainable)
+  placed = partitioning.put(trainable, places.trainable)
+  trainable = jax.tree.map(jnp.copy, placed)
+  init = jax.jit(optimizer.init, out_shardings=places.opt_state)
+  return TrainState(
+    partitioning.put(np.zeros([], np.int32), places.step),
+    trainable,
+    partitioning.put(frozen, places.frozen),
+    init(trainable),
   )
 
 
-TrainStep = Callable[..., tuple[TrainState, dict[str, Array]]]
+class TrainStep:
+  """A compiled `train_step(state, batch, key, learning_rates=None)`.
+
+  The step's random keys are folded from `key` and the state's step, so `key`
+  is the same at every step. The trainable leaves, the optimizer state and the
+  step of the state that is passed in are donated: use the one returned.
+  `learning_rates` replaces those of the optimizer's settings, by label; it may
+  change from call to call without compiling again.
+
+  Metrics are device values: `loss_sum`, `weight_sum` and the model's parts of
+  the loss; `grad_norm` before clipping; `finite`, whether loss and gradients
+  are; `examples` and `tokens`, without padding.
+  """
+
+  def __init__(self, compiled: Any):
+    self._compiled = compiled
+
+  def __call__(
+    self,
+    state: TrainState,
+    batch: Batch,
+    key: Array,
+    learning_rates: LearningRates | None = None,
+  ) -> tuple[TrainState, dict[str, Array]]:
+    (step, trainable, opt_state), metrics = self._compiled(
+      (state.step, state.trainable, state.opt_state),
+      state.frozen,
+      batch,
+      key,
+      learning_rates,
+    )
+    return TrainState(step, trainable, state.frozen, opt_state), metrics
+
+  def lower(self, state: Any, batch: Any, key: Any) -> jax.stages.Lowered:
+    """Lowers the step for shapes (see `plan_state`), without any values."""
+    return self._compiled.lower(
+      (state.step, state.trainable, state.opt_state),
+      state.frozen,
+      batch,
+      key,
+      None,
+    )
 
 
 def make_train_step(
@@ -157,17 +223,7 @@ def make_train_step(
   z_loss: float = 0.0,
   places: TrainState | None = None,
 ) -> TrainStep:
-  """Returns `train_step(state, batch, key, learning_rates=None)`, compiled.
-
-  The step's random keys are folded from `key` and the state's step, so `key`
-  is the same at every step. The trainable leaves, the optimizer state and the
-  step of the state that is passed in are donated: use the one returned.
-  `learning_rates` replaces those of the optimizer's settings, by label; it may
-  change from call to call without compiling again.
-
-  Metrics are device values: `loss_sum`, `weight_sum` and the model's parts of
-  the loss; `grad_norm` before clipping; `finite`, whether loss and gradients
-  are; `examples` and `tokens`, without padding.
+  """Returns the training step of a model, compiled at its first call.
 
   Args:
     model: its `loss` is differentiated.
@@ -207,16 +263,9 @@ def make_train_step(
     return (step + 1, trainable, opt_state), metrics
 
   moving_places = places and (places.step, places.trainable, places.opt_state)
-  compiled = jax.jit(
-    advance, donate_argnums=0, out_shardings=(moving_places, None)
+  return TrainStep(
+    jax.jit(advance, donate_argnums=0, out_shardings=(moving_places, None))
   )
-
-  def train_step(state, batch, key, learning_rates=None):
-    moving = (state.step, state.trainable, state.opt_state)
-    moving, metrics = compiled(moving, state.frozen, batch, key, learning_rates)
-    return TrainState(moving[0], moving[1], state.frozen, moving[2]), metrics
-
-  return train_step
 
 
 def _accumulated(gradients: Callable[..., Any], n: int) -> Callable[..., Any]:

@@ -6,7 +6,6 @@
 """
 
 from collections.abc import Callable, Mapping
-import dataclasses
 import logging
 import signal
 from typing import Any
@@ -15,12 +14,12 @@ from etils import epath
 import jax
 
 from mhr_jax import optim, partitioning
-from mhr_jax.errors import UserError
 from mhr_jax.meter import Meter, OnLog, TrainingStopped
 from mhr_jax.prefetch import Batches, prefetch
 from mhr_jax.run_signals import StopSignals, Terminated
 from mhr_jax.saved_run import SavedRun
 from mhr_jax.task_table import TaskTable
+from mhr_jax.train_settings import TrainSettings
 from mhr_jax.train_state import (
   Model,
   Params,
@@ -28,6 +27,7 @@ from mhr_jax.train_state import (
   TrainStep,
   make_train_step,
   place_state,
+  plan_state,
 )
 from mhr_jax.vocabulary import Vocabulary
 
@@ -43,52 +43,6 @@ __all__ = (
 Evaluate = Callable[[int, Params], Mapping[str, float]]
 
 _log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainSettings:
-  """How long to train, what trains, and when to look and save.
-
-  Attributes:
-    steps: in all; also where the learning-rate schedule ends.
-    seed: of dropout and routing noise.
-    trains: labels of the subtrees that train; the others are frozen.
-    accumulation: micro-batches a step.
-    label_smoothing: share of the loss spread over the vocabulary.
-    z_loss: weight of the squared log-partition.
-    log_every: steps between calls of `on_log`.
-    eval_every: steps between evaluations, one more at the end; 0 for none.
-    save_every: steps between checkpoints, one more at the end.
-    keep: how many of the last checkpoints to keep.
-    keep_every: keep also the checkpoints of steps this divides, for good.
-
-  Raises:
-    UserError: a number is out of range.
-  """
-
-  steps: int
-  seed: int = 0
-  trains: tuple[str, ...] = ('adapters', 'routers')
-  accumulation: int = 1
-  label_smoothing: float = 0.0
-  z_loss: float = 0.0
-  log_every: int = 50
-  eval_every: int = 0
-  save_every: int = 1000
-  keep: int = 3
-  keep_every: int | None = None
-
-  def __post_init__(self):
-    object.__setattr__(self, 'trains', tuple(self.trains))
-    for name in ('steps', 'accumulation', 'log_every', 'save_every', 'keep'):
-      if getattr(self, name) < 1:
-        raise UserError(f'{name} is {getattr(self, name)}; at least 1.')
-    if not self.trains:
-      raise UserError('Nothing trains: `trains` is empty.')
-
-  def is_due(self, done: int, every: int) -> bool:
-    """Whether something done every so many steps, and at the end, is due."""
-    return every > 0 and (done % every == 0 or done == self.steps)
 
 
 def fit(
@@ -143,24 +97,13 @@ def fit(
     model, params, settings, optimizer, mesh, rules, on_message
   )
   key = jax.random.key(settings.seed)
-  run = SavedRun(
-    run_dir,
-    keep=settings.keep,
-    keep_every=settings.keep_every,
-    facts={'settings': vars(settings), 'optimizer': vars(optimizer)},
-    on_message=on_message,
-  )
-  with run, StopSignals() as signals:
+  saved = SavedRun(run_dir, settings, optimizer, on_message)
+  with saved as run, StopSignals() as signals:
     run.describe(model, state, task_table, vocabulary)
     state = run.resume(state)
-    meter = Meter(
-      int(state.step),
-      settings.steps,
-      log_every=settings.log_every,
-      on_log=on_log,
-      task_table=task_table,
-    )
-    for batch in prefetch(batches, mesh, int(state.step), settings.steps):
+    start = int(state.step)
+    meter = Meter(start, settings, on_log, task_table)
+    for batch in prefetch(batches, mesh, start, settings.steps):
       state, metrics = train_step(state, batch.arrays, key)
       meter.add(batch, metrics)
       done = batch.step + 1
@@ -191,7 +134,7 @@ def _prepare(
 ) -> tuple[TrainState, TrainStep]:
   """Returns the state at step 0 on the mesh, and the step."""
   rule = optim.make_optimizer(optimizer, settings.steps)
-  state, places, notes = place_state(
+  _, places, notes = plan_state(
     params,
     rule,
     settings.trains,
@@ -209,4 +152,4 @@ def _prepare(
     z_loss=settings.z_loss,
     places=places,
   )
-  return state, train_step
+  return place_state(params, rule, places), train_step
