@@ -6,6 +6,7 @@ exit code 2 and a short message; everything else is a bug and has a traceback.
 
 import argparse
 from collections.abc import Callable, Sequence
+import logging
 import os
 import shlex
 import sys
@@ -27,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command; returns the exit code."""
   argv = list(sys.argv[1:] if argv is None else argv)
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  # Orbax warns at every restore of what we store on purpose.
+  logging.getLogger('absl').setLevel(logging.ERROR)
   try:
     rest, bindings = split_bindings(argv)
     options = _parser().parse_args(rest)
@@ -183,17 +186,18 @@ def _task_data(options: argparse.Namespace, names: Sequence[str]) -> Any:
 
   from mhr_jax.task_data import TaskData, TaskModule
 
-  changes: dict[str, Any] = {}
-  if names:
-    changes['tasks'] = tuple(names)
-  if options.data_dir:
-    changes['data_dir'] = options.data_dir
-  if options.module:
-    changes['modules'] = tuple(TaskModule(name) for name in options.module)
-  if not options.gin_file and not options.bindings:
-    return TaskData(**{'tasks': (), **changes})
-  data = _configure(options).call(TaskData, **changes)
-  return dataclasses.replace(data, **changes)
+  data = TaskData(tasks=())
+  if options.gin_file or options.bindings:
+    data = _configure(options).call(
+      TaskData, **({'tasks': names} if names else {})
+    )
+  modules = tuple(TaskModule(name) for name in options.module)
+  return dataclasses.replace(
+    data,
+    tasks=tuple(names) or data.tasks,
+    data_dir=options.data_dir or data.data_dir,
+    modules=modules or data.modules,
+  )
 
 
 def _run_tasks(options: argparse.Namespace) -> None:
@@ -282,7 +286,8 @@ def _run_show(options: argparse.Namespace) -> None:
   from mhr_jax import configurables
 
   configuration = _configure(options, options.files)
-  roots = configuration.bound(configurables.roots())
+  given = configurables.roots()
+  roots = configuration.bound(given)
   if not roots and not configuration.files:
     raise UserError('Which gin file? Such as: mhr-jax show runs/multi_task.gin')
   if not roots:
@@ -292,7 +297,8 @@ def _run_show(options: argparse.Namespace) -> None:
       f' {configuration.files[0]}'
     )
   for root in roots:
-    print(configuration.resolve(root, missing='show').to_text())
+    resolved = configuration.resolve(root, given=given[root], missing='show')
+    print(resolved.to_text())
 
 
 def _run_study(options: argparse.Namespace) -> None:

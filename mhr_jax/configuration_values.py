@@ -17,6 +17,7 @@ from gin import config as gin_config
 from mhr_jax.configuration_errors import Place, binding_flag, parameters
 from mhr_jax.errors import UserError
 
+_EXTRA = inspect.Parameter('extra', inspect.Parameter.KEYWORD_ONLY)
 # A parameter's full name in gin: scope, selector, parameter.
 Key = tuple[str, str, str]
 MACRO = 'gin.macro'
@@ -167,7 +168,10 @@ class _Walk:
     self._seen.add(key)
     bound = gin_config._get_bindings(configurable.selector, list(scope) or None)
     inner = []
-    for name, parameter in parameters(configurable.wrapped).items():
+    named = parameters(configurable.wrapped)
+    # Also what `**arguments` takes, in the order of the bindings.
+    extra = {name: _EXTRA for name in bound if name not in named}
+    for name, parameter in (named | extra).items():
       required = parameter.default in (parameter.empty, gin.REQUIRED)
       left = required and not evaluated and name not in bound
       if name in given or left:
