@@ -8,6 +8,7 @@ decode side by side in `side_by_side`.
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 from typing import Any, Literal
+import zlib
 
 from etils import epath
 import jax
@@ -281,7 +282,8 @@ def _adapt_group(
 
 def _split_key(cell: Cell) -> tuple[jax.Array, jax.Array]:
   """Returns the cell's keys of its start and of its training."""
-  key = routing.fold_name(jax.random.key(cell.seed), cell.task)
+  name = zlib.crc32(cell.task.encode()) & 0x7FFFFFFF
+  key = jax.random.fold_in(jax.random.key(cell.seed), name)
   start, training = jax.random.split(key)
   return start, training
 
