@@ -172,7 +172,7 @@ def build_job(
     process_count=process_count,
   )
   phase: methods.Phase = 'average' if row.shares_pretraining else 'pretrain'
-  base = _base_adapters(adapters, start_from, table)
+  base = _base_adapters(row, adapters, start_from, table)
   config = methods.adapter_config(row, base, phase=phase)
   return Job(
     run_dir=epath.Path(run_dir),
@@ -196,19 +196,26 @@ def build_job(
 
 
 def _base_adapters(
-  adapters: Adapters | None, start_from: str | None, table: TaskTable
+  method: Method,
+  adapters: Adapters | None,
+  start_from: str | None,
+  table: TaskTable,
 ) -> AdapterConfig:
   """Returns the adapters' settings: those of the run that this one goes on.
 
+  The averaged adapter has no routing, so its tasks may be any.
+
   Raises:
-    UserError: that run is of other tasks.
+    UserError: that run routes other tasks.
   """
   if start_from is None:
     return (adapters or AdapterConfig)(n_tasks=len(table))
-  if run_folder.read_task_table(start_from) != table:
+  averaged = method.shares_pretraining
+  if not averaged and run_folder.read_task_table(start_from) != table:
     raise UserError(f'{start_from} was trained on other tasks.')
   found = run_folder.read_model(start_from).adapters
-  return found or AdapterConfig(n_tasks=len(table))
+  found = found or AdapterConfig(n_tasks=len(table))
+  return dataclasses.replace(found, n_tasks=len(table))
 
 
 def _check_start(
