@@ -174,19 +174,26 @@ def init_adapters(
   Raises:
     UserError: see `select_linears`.
   """
+  linears = select_linears(config, linears)
+  splits, rank = config.n_splits, config.rank
+  lead = {
+    path: (x.layers, splits, config.n_skills) for path, x in linears.items()
+  }
+  shapes = {
+    path: (*lead[path], linear.in_features // splits, rank)
+    for path, linear in linears.items()
+  }
+  drawn = routing.draw_by_name(key, shapes, _draw_unit)
   flat = {}
-  splits, skills, rank = config.n_splits, config.n_skills, config.rank
-  for path, linear in select_linears(config, linears).items():
-    bound = (3 * linear.in_features) ** -0.5
-    lead = (linear.layers, splits, skills)
-    flat[f'{path}/a'] = jax.random.uniform(
-      routing.fold_name(key, path),
-      (*lead, linear.in_features // splits, rank),
-      minval=-bound,
-      maxval=bound,
-    )
-    flat[f'{path}/b'] = jnp.zeros((*lead, rank, linear.out_features // splits))
+  for path, linear in linears.items():
+    flat[f'{path}/a'] = drawn[path] * (3 * linear.in_features) ** -0.5
+    shape = (*lead[path], rank, linear.out_features // splits)
+    flat[f'{path}/b'] = jnp.zeros(shape)
   return traverse_util.unflatten_dict(flat, sep='/')
+
+
+def _draw_unit(key, shape):
+  return jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)
 
 
 def list_inventories(adapters: Adapters) -> dict[str, dict[str, Array]]:

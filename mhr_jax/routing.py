@@ -9,14 +9,15 @@ References: Caccia et al. 2023 (arXiv:2211.03831), section 3; Ponti et al.
 2023 (arXiv:2202.13914), equations 2 and 3.
 """
 
-from collections.abc import Mapping
-from typing import Literal, Protocol, get_args
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Protocol, get_args
 import zlib
 
 from flax import traverse_util
 import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+import numpy as np
 
 Mixing = Literal[
   'sigmoid',
@@ -77,7 +78,39 @@ def router_of(linear: str, scope: RouterScope) -> str:
 
 def fold_name(key: PRNGKeyArray, name: str) -> PRNGKeyArray:
   """Returns a key for a name: the same in every process and every order."""
-  return jax.random.fold_in(key, zlib.crc32(name.encode()) & 0x7FFFFFFF)
+  return jax.random.fold_in(key, _hash(name))
+
+
+def _hash(name: str) -> np.uint32:
+  return np.uint32(zlib.crc32(name.encode()))
+
+
+def draw_by_name(
+  key: PRNGKeyArray,
+  shapes: Mapping[str, tuple[int, ...]],
+  draw: Callable[[PRNGKeyArray, tuple[int, ...]], Array],
+) -> dict[str, Array]:
+  """Draws one array a name, from a key of the name's own.
+
+  What a name gets does not depend on the other names or their order. Names
+  with the same shape are drawn in one call under `jax.vmap`: a generator a
+  name makes programs several times slower to compile.
+
+  Args:
+    key: source of randomness.
+    shapes: handed to `draw`, by name.
+    draw: (key, shape) to an array.
+  """
+  groups: dict[tuple[int, ...], list[str]] = {}
+  for name, shape in shapes.items():
+    groups.setdefault(shape, []).append(name)
+  drawn: dict[str, Array] = {}
+  for shape, names in groups.items():
+    hashes = np.array([_hash(name) for name in names])
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, hashes)
+    arrays = jax.vmap(lambda k, shape=shape: draw(k, shape))(keys)
+    drawn |= zip(names, arrays, strict=True)
+  return drawn
 
 
 def init_routers(
@@ -103,13 +136,12 @@ def init_routers(
     Nested dicts by `router_of` path with one leaf 'routing_logits' each:
     [layer, task, split, skill], without `layer` at scopes stack and model.
   """
-  flat = {}
+  shapes = {}
   for path, linear in linears.items():
-    name = f'{router_of(path, scope)}/{LOGITS}'
     layers = (linear.layers,) if scope in LAYERED_SCOPES else ()
-    shape = (*layers, n_tasks, n_splits, n_skills)
-    if name not in flat:
-      flat[name] = _draw_logits(fold_name(key, name), shape)
+    name = f'{router_of(path, scope)}/{LOGITS}'
+    shapes[name] = (*layers, n_tasks, n_splits, n_skills)
+  flat = draw_by_name(key, shapes, _draw_logits)
   return traverse_util.unflatten_dict(flat, sep='/')
 
 
@@ -158,31 +190,32 @@ def mixing_weights(
 
 def draw_noise(
   key: PRNGKeyArray,
-  router: str,
+  shapes: Mapping[str, tuple[int, ...]],
   example_index: Int[Array, 'batch'],
-  shape: tuple[int, ...],
   dtype=float,
-) -> Float[Array, '... batch split skill']:
-  """Draws uniform noise for one router.
+) -> dict[str, Float[Array, '... batch split skill']]:
+  """Draws uniform noise in (0, 1) for routers.
 
   An example's noise depends on the key, the router and the example's global
   index alone: not on how the batch is sharded, padded or accumulated.
 
   Args:
     key: the step's key.
-    router: path of the router.
+    shapes: by path of the router, [..., split, skill] of one example; the
+      leading axis is `layer`.
     example_index: the examples' indices in the global batch.
-    shape: [..., split, skill] of one example; the leading axis is `layer`.
     dtype: of the noise.
   """
-  key = fold_name(key, router)
-  keys = jax.vmap(jax.random.fold_in, (None, 0))(key, example_index)
   tiny = jnp.finfo(dtype).tiny
 
-  def draw(key):
-    return jax.random.uniform(key, shape, dtype, minval=tiny)
+  def draw(key, shape):
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, example_index)
+    return jax.vmap(lambda k: jax.random.uniform(k, shape, dtype, minval=tiny))(
+      keys
+    )
 
-  return jnp.moveaxis(jax.vmap(draw)(keys), 0, -3)
+  noise = draw_by_name(key, shapes, draw)
+  return {name: jnp.moveaxis(u, 0, -3) for name, u in noise.items()}
 
 
 def compute_mixing_weights(
@@ -218,22 +251,19 @@ def compute_mixing_weights(
     By path of a linear, [layer, batch, split, skill]; `batch` is 1 where the
     weights do not depend on the task.
   """
-  rows = {}
-  for router in dict.fromkeys(router_of(path, scope) for path in linears):
-    if mixing == 'uniform':
-      rows[router] = jnp.full((1, n_splits, n_skills), 1 / n_skills)
-    elif mixing == 'private':
-      own = jax.nn.one_hot(task_ids, n_skills)[:, None, :]
-      rows[router] = jnp.broadcast_to(own, (len(own), n_splits, n_skills))
-    else:
-      rows[router] = _learned_weights(
-        _logits_of(routers, router),
-        router,
-        task_ids,
-        mixing=mixing,
-        noise_key=noise_key,
-        example_index=example_index,
-      )
+  names = dict.fromkeys(router_of(path, scope) for path in linears)
+  if mixing == 'uniform':
+    same = jnp.full((1, n_splits, n_skills), 1 / n_skills)
+    rows = dict.fromkeys(names, same)
+  elif mixing == 'private':
+    own = jax.nn.one_hot(task_ids, n_skills)[:, None, :]
+    own = jnp.broadcast_to(own, (len(own), n_splits, n_skills))
+    rows = dict.fromkeys(names, own)
+  else:
+    logits = {name: _logits_of(routers, name) for name in names}
+    if mixing != 'relaxed_bernoulli':
+      noise_key = None
+    rows = _learned_weights(logits, task_ids, mixing, noise_key, example_index)
   return {
     path: _per_layer(rows[router_of(path, scope)], linear.layers)
     for path, linear in linears.items()
@@ -246,17 +276,25 @@ def _logits_of(routers, router):
   return routers[LOGITS]
 
 
-def _learned_weights(
-  logits, router, task_ids, *, mixing, noise_key, example_index
-):
-  rows = jnp.take(logits, task_ids, axis=-3, mode='fill')
-  noise = None
-  if mixing == 'relaxed_bernoulli' and noise_key is not None:
+def _learned_weights(logits, task_ids, mixing, noise_key, example_index):
+  """Returns the weights of every router, by its path."""
+  noise = {}
+  if noise_key is not None:
     if example_index is None:
       example_index = jnp.arange(len(task_ids))
-    shape = (*logits.shape[:-3], *logits.shape[-2:])
-    noise = draw_noise(noise_key, router, example_index, shape, rows.dtype)
-  return mixing_weights(rows, mixing, noise=noise)
+    shapes = {
+      name: (*x.shape[:-3], *x.shape[-2:]) for name, x in logits.items()
+    }
+    dtype = next(iter(logits.values())).dtype
+    noise = draw_noise(noise_key, shapes, example_index, dtype)
+  return {
+    name: mixing_weights(
+      jnp.take(x, task_ids, axis=-3, mode='fill'),
+      mixing,
+      noise=noise.get(name),
+    )
+    for name, x in logits.items()
+  }
 
 
 def _per_layer(weights, layers):
@@ -290,27 +328,25 @@ def new_task_rows(
   Raises:
     ValueError: 'uniform' without a key, or an unknown `init`.
   """
-  if init == 'uniform' and key is None:
-    raise ValueError("init='uniform' needs a key.")
-  flat = traverse_util.flatten_dict(routers, sep='/')
-  rows = {
-    name: _new_rows(
-      logits, n_new, init, None if key is None else fold_name(key, name)
-    )
+  flat: dict[str, Any] = traverse_util.flatten_dict(routers, sep='/')
+  shapes = {
+    name: (*logits.shape[:-3], n_new, *logits.shape[-2:])
     for name, logits in flat.items()
   }
-  return traverse_util.unflatten_dict(rows, sep='/')
-
-
-def _new_rows(logits, n_new, init, key):
-  shape = (*logits.shape[:-3], n_new, *logits.shape[-2:])
   if init == 'uniform':
-    return _draw_logits(key, shape, logits.dtype)
-  if init == 'mean':
-    return jnp.broadcast_to(logits.mean(axis=-3, keepdims=True), shape)
-  if init == 'zeros':
-    return jnp.zeros(shape, logits.dtype)
-  raise ValueError(f'init is one of uniform, mean, zeros, not {init!r}.')
+    if key is None:
+      raise ValueError("init='uniform' needs a key.")
+    rows = draw_by_name(key, shapes, _draw_logits)
+  elif init == 'mean':
+    rows = {
+      name: jnp.broadcast_to(x.mean(axis=-3, keepdims=True), shapes[name])
+      for name, x in flat.items()
+    }
+  elif init == 'zeros':
+    rows = {name: jnp.zeros(shapes[name], x.dtype) for name, x in flat.items()}
+  else:
+    raise ValueError(f'init is one of uniform, mean, zeros, not {init!r}.')
+  return traverse_util.unflatten_dict(rows, sep='/')
 
 
 def extend_task_rows(

@@ -1,5 +1,6 @@
 """Mixing forms against loops, shapes by scope, noise, rows of new tasks."""
 
+import functools
 import itertools
 
 import jax
@@ -84,12 +85,24 @@ def test_forms_without_logits_refuse_them():
     routing.mixing_weights(jnp.zeros((1, 4)), 'uniform')
 
 
-def init(scope, seed=0):
-  key = jax.random.key(seed)
-  return routing.init_routers(key, LINEARS, scope=scope, **SIZES)
+@functools.cache
+def init(scope):
+  key = jax.random.key(0)
+  return jax.jit(
+    lambda: routing.init_routers(key, LINEARS, scope=scope, **SIZES)
+  )()
 
 
-def weights_of(routers, task_ids, *, scope='module', mixing='sigmoid', **more):
+@functools.partial(jax.jit, static_argnames=('scope', 'mixing'))
+def weights_of(
+  routers,
+  task_ids,
+  *,
+  scope='module',
+  mixing='sigmoid',
+  noise_key=None,
+  example_index=None,
+):
   return routing.compute_mixing_weights(
     routers,
     LINEARS,
@@ -98,7 +111,8 @@ def weights_of(routers, task_ids, *, scope='module', mixing='sigmoid', **more):
     scope=scope,
     n_splits=SIZES['n_splits'],
     n_skills=SIZES['n_skills'],
-    **more,
+    noise_key=noise_key,
+    example_index=example_index,
   )
 
 
@@ -129,7 +143,7 @@ def test_router_shapes_and_weights_by_scope(scope):
   for path, layers in ROUTERS[scope].items():
     assert at(routers, path).shape == (*layers, 5, 2, 4)
     assert 0 < abs(at(routers, path)).max() <= 1e-3
-  task_ids = [4, 0, 4]
+  task_ids = np.array([4, 0, 4])
   weights = weights_of(routers, task_ids, scope=scope)
   for path, linear in LINEARS.items():
     logits = np.asarray(at(routers, routing.router_of(path, scope)))
@@ -151,7 +165,7 @@ def test_logical_axes_have_the_structure_of_the_routers(scope):
 def test_linears_that_share_a_router_share_weights_and_noise():
   weights = weights_of(
     init('layer'),
-    [1, 2],
+    np.array([1, 2]),
     scope='layer',
     mixing='relaxed_bernoulli',
     noise_key=jax.random.key(3),
@@ -162,12 +176,12 @@ def test_linears_that_share_a_router_share_weights_and_noise():
 
 
 def test_uniform_and_private_need_no_router():
-  uniform = weights_of({}, [1, 2, 0], mixing='uniform')
+  uniform = weights_of({}, np.array([1, 2, 0]), mixing='uniform')
   for path, linear in LINEARS.items():
     np.testing.assert_array_equal(
       uniform[path], np.full((linear.layers, 1, 2, 4), 0.25)
     )
-  private = weights_of({}, [3, 0], mixing='private')
+  private = weights_of({}, np.array([3, 0]), mixing='private')
   expected = np.zeros((3, 2, 2, 4))
   expected[:, 0, :, 3] = expected[:, 1, :, 0] = 1
   np.testing.assert_array_equal(private['encoder/mlp/wo'], expected)
@@ -177,15 +191,15 @@ def test_noise_depends_on_the_global_index_and_not_on_the_batch_split():
   routers, key = init('module'), jax.random.key(7)
   task_ids, indices = np.array([0, 1, 1, 4, 2, 0]), np.arange(6)
   options = {'mixing': 'relaxed_bernoulli', 'noise_key': key}
-  whole = weights_of(routers, task_ids, **options)
+  whole = weights_of(routers, task_ids, example_index=indices, **options)
   parts = [
     weights_of(
       routers,
       task_ids[part],
-      example_index=jnp.array(indices[part]),
+      example_index=indices[part],
       **options,
     )
-    for part in (slice(0, 2), slice(2, 5), slice(5, 6))
+    for part in (slice(0, 2), slice(2, 4), slice(4, 6))
   ]
   for path in LINEARS:
     joined = np.concatenate([part[path] for part in parts], axis=1)
@@ -195,34 +209,38 @@ def test_noise_depends_on_the_global_index_and_not_on_the_batch_split():
 def test_noise_differs_by_router_layer_example_split_and_skill():
   key = jax.random.key(7)
   indices = jnp.arange(50)
-  noise = routing.draw_noise(key, 'encoder', indices, (6, 3, 4))
-  assert noise.shape == (6, 50, 3, 4)
-  assert len(np.unique(noise)) > 0.99 * noise.size
-  np.testing.assert_allclose(noise.mean(), 0.5, atol=0.03)
-  other = routing.draw_noise(key, 'decoder', indices, (6, 3, 4))
-  assert (noise != other).mean() > 0.99
+  shapes = {'encoder': (6, 3, 4), 'decoder': (6, 3, 4), 'model': (3, 4)}
+  noise = routing.draw_noise(key, shapes, indices)
+  assert noise['encoder'].shape == noise['decoder'].shape == (6, 50, 3, 4)
+  assert noise['model'].shape == (50, 3, 4)
+  numbers = np.concatenate([np.ravel(u) for u in noise.values()])
+  assert len(np.unique(numbers)) > 0.99 * numbers.size
+  np.testing.assert_allclose(numbers.mean(), 0.5, atol=0.02)
+  alone = routing.draw_noise(key, {'decoder': (6, 3, 4)}, indices)
+  np.testing.assert_array_equal(alone['decoder'], noise['decoder'])
 
 
 def test_there_is_no_noise_without_a_key_or_in_other_forms():
   routers = init('module')
-  sigmoid = weights_of(routers, [1, 2])
+  sigmoid = weights_of(routers, np.array([1, 2]))
   for options in (
     {'mixing': 'relaxed_bernoulli'},
     {'mixing': 'sigmoid', 'noise_key': jax.random.key(0)},
   ):
-    weights = weights_of(routers, [1, 2], **options)
+    weights = weights_of(routers, np.array([1, 2]), **options)
     jax.tree.map(np.testing.assert_array_equal, weights, sigmoid)
 
 
 def test_a_row_beyond_the_last_is_nan_and_not_another_tasks():
-  weights = weights_of(init('module'), [4, 5])['encoder/mlp/wo']
+  weights = weights_of(init('module'), np.array([4, 5]))['encoder/mlp/wo']
   assert jnp.isfinite(weights[:, 0]).all()
   assert jnp.isnan(weights[:, 1]).all()
 
 
 def test_rows_of_new_tasks():
+  rng = np.random.default_rng(1)
   routers = jax.tree.map(
-    lambda x: jax.random.normal(jax.random.key(1), x.shape), init('layer')
+    lambda x: jnp.array(rng.normal(size=x.shape), x.dtype), init('layer')
   )
   old = routers['encoder']['mlp']['routing_logits']
   key = jax.random.key(2)
