@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from mhr_jax.t5 import config as config_lib
+from mhr_jax.t5 import layers as layers_lib
 from mhr_jax.t5 import stacks
 
 
@@ -53,7 +54,7 @@ class Embedder(nn.Module):
   ) -> Float[Array, '*shape vocab']:
     """Returns float32 logits of the tied output layer."""
     x = x.astype(jnp.float32) * self.config.emb_dim**-0.5
-    return x @ self.embedding.astype(jnp.float32).T
+    return layers_lib.matmul(x, self.embedding.astype(jnp.float32).T)
 
 
 class T5(nn.Module):
