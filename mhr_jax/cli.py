@@ -172,6 +172,8 @@ def _configure(options: argparse.Namespace, files: Sequence[str] = ()) -> Any:
   """Parses what the flags say; everything of ours can be named in bindings."""
   from mhr_jax import configurables, configuration
 
+  if not (files or options.gin_file or options.bindings):
+    raise UserError('Which gin file? --gin_file=runs/multi_task.gin, say.')
   return configuration.parse(
     [*files, *options.gin_file],
     options.bindings,
@@ -288,8 +290,6 @@ def _run_show(options: argparse.Namespace) -> None:
   configuration = _configure(options, options.files)
   given = configurables.roots()
   roots = configuration.bound(given)
-  if not roots and not configuration.files:
-    raise UserError('Which gin file? Such as: mhr-jax show runs/multi_task.gin')
   if not roots:
     raise UserError(
       f'{", ".join(configuration.files)} binds no parameter of a command;'

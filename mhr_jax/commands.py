@@ -9,6 +9,7 @@ import statistics
 from typing import Any
 
 from etils import epath
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -218,7 +219,8 @@ def predict(
     'encoder_input_tokens': jnp.asarray(tokens),
     'task_ids': jnp.full(len(ids), task_id, jnp.int32),
   }
-  written = model.generate(params, batch, decoding)
+  generate = jax.jit(lambda *arrays: model.generate(*arrays, decoding))
+  written = generate(params, batch)
   return [
     vocabulary.decode(row).strip() for row in np.asarray(written).tolist()
   ]

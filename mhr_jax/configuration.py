@@ -302,7 +302,7 @@ def _check_macros(
         known = [scope for scope, selector, _ in places if selector == MACRO]
         hint = f'`--gin_file={files[0]}` or ' if files else ''
         typo = nearest(macro, known)
-        typo = typo if 'Did you mean' in typo else ''
+        typo = typo if 'Did you mean' in typo and not files else ''
         raise UserError(
           f'{macro} is not set.{typo} It is used at {place}.'
           f' Add {hint}`{binding_flag(macro)}`.'

@@ -164,7 +164,7 @@ def build_job(
   process_index, process_count = partitioning.data_shard(mesh)
   loader = build_loader(
     data.data_dir,
-    data.tasks if found.name == data.tasks else found.tasks,
+    data.mixture_name or found.tasks,
     split,
     mixture,
     task_table=table,

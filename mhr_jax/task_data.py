@@ -90,6 +90,13 @@ class TaskData:
     """What is asked for: mixtures and tasks."""
     return (self.tasks,) if isinstance(self.tasks, str) else tuple(self.tasks)
 
+  @property
+  def mixture_name(self) -> str | None:
+    """The mixture that alone is asked for, once it is prepared."""
+    if isinstance(self.tasks, str) and _is_mixture(self.data_dir, self.tasks):
+      return self.tasks
+    return None
+
   def resolve(self) -> records.Mixture:
     """Returns the tasks, in the order of their ids; prepares what is missing.
 

@@ -21,7 +21,7 @@ class Optimizer:
 class Task:
   name: str
 
-def train(*, run_dir, steps=3, optimizer=None, tasks=()):
+def bake(*, run_dir, steps=3, optimizer=None, tasks=()):
   if steps < 0:
     raise __import__('mhr_jax.errors').errors.UserError('steps < 0')
   return run_dir, steps, optimizer, tasks
@@ -38,7 +38,7 @@ import recipe as r
 
 include 'base.gin'
 fast/r.Optimizer.rate = 3.0
-r.train:
+r.bake:
   run_dir = %RUN_DIR
   steps = %STEPS
   optimizer = @fast/r.Optimizer()
@@ -66,21 +66,21 @@ def recipe(tmp_path, monkeypatch):
 
 def _parse(recipe, files=('run.gin',), bindings=()):
   return configuration.parse(
-    files, bindings, configurables=[recipe.train, recipe.Optimizer]
+    files, bindings, configurables=[recipe.bake, recipe.Optimizer]
   )
 
 
 def test_call_uses_files_then_bindings_then_arguments(recipe):
-  parsed = _parse(recipe, bindings=['RUN_DIR = "a"', 'train.steps = 9'])
+  parsed = _parse(recipe, bindings=['RUN_DIR = "a"', 'bake.steps = 9'])
   optimizer, task = recipe.Optimizer(rate=3.0), recipe.Task('x')
   tasks = [task, {'a': task, 'b': 5}]
-  assert parsed.call(recipe.train) == ('a', 9, optimizer, tasks)
-  assert parsed.call(recipe.train, steps=1)[1] == 1
+  assert parsed.call(recipe.bake) == ('a', 9, optimizer, tasks)
+  assert parsed.call(recipe.bake, steps=1)[1] == 1
   assert parsed.files == ('run.gin', 'base.gin')
 
 
 def test_values_equal_what_gin_itself_parses(recipe, tmp_path):
-  bindings = ['RUN_DIR = "a"', 'train.steps = 9']
+  bindings = ['RUN_DIR = "a"', 'bake.steps = 9']
   _parse(recipe, bindings=bindings)
   ours = gin.config_str()
   gin.clear_config()
@@ -90,45 +90,45 @@ def test_values_equal_what_gin_itself_parses(recipe, tmp_path):
 
 def test_resolved_values_name_their_origin(recipe):
   parsed = _parse(recipe, bindings=['RUN_DIR = "a"'])
-  resolved = parsed.resolve(recipe.train)
+  resolved = parsed.resolve(recipe.bake)
   origins = {item.key: item.origin for item in resolved.settings}
   assert origins == {
-    'recipe.train.run_dir': 'command line',
-    'recipe.train.steps': 'base.gin:4',
-    'recipe.train.optimizer': 'run.gin:10',
-    'recipe.train.tasks': 'run.gin:11',
+    'recipe.bake.run_dir': 'command line',
+    'recipe.bake.steps': 'base.gin:4',
+    'recipe.bake.optimizer': 'run.gin:10',
+    'recipe.bake.tasks': 'run.gin:11',
     'fast/recipe.Optimizer.rate': 'run.gin:6',
     'fast/recipe.Optimizer.names': 'default',
     'one/recipe.Task.name': 'run.gin:12',
   }
-  assert resolved.to_dict()['recipe.train.tasks'] == (
+  assert resolved.to_dict()['recipe.bake.tasks'] == (
     "[@one/recipe.Task(), {'a': @one/recipe.Task(), 'b': 5}]"
   )
 
 
 def test_resolved_text_is_a_gin_file_of_the_same_values(recipe, tmp_path):
   parsed = _parse(recipe, bindings=['RUN_DIR = "a"'])
-  expected = parsed.call(recipe.train)
-  resolved = parsed.resolve(recipe.train)
+  expected = parsed.call(recipe.bake)
+  resolved = parsed.resolve(recipe.bake)
   (tmp_path / 'again.gin').write_text(resolved.to_text())
   again = _parse(recipe, ['again.gin'])
-  assert again.call(recipe.train) == expected
-  assert again.resolve(recipe.train).to_dict() == resolved.to_dict()
+  assert again.call(recipe.bake) == expected
+  assert again.resolve(recipe.bake).to_dict() == resolved.to_dict()
 
 
 def test_show_marks_what_is_missing(recipe):
-  resolved = _parse(recipe).resolve(recipe.train, missing='show')
+  resolved = _parse(recipe).resolve(recipe.bake, missing='show')
   first = resolved.to_text().splitlines()[3]
-  assert first.startswith('# recipe.train.run_dir = (required)  # RUN_DIR is')
+  assert first.startswith('# recipe.bake.run_dir = (required)  # RUN_DIR is')
 
 
 def test_a_function_as_value_may_lack_what_its_caller_gives(recipe):
-  bindings = ['RUN_DIR = "a"', 'train.optimizer = @Task']
+  bindings = ['RUN_DIR = "a"', 'bake.optimizer = @Task']
   parsed = _parse(recipe, bindings=bindings)
-  resolved = parsed.resolve(recipe.train).to_dict()
-  assert resolved['recipe.train.optimizer'] == '@recipe.Task'
+  resolved = parsed.resolve(recipe.bake).to_dict()
+  assert resolved['recipe.bake.optimizer'] == '@recipe.Task'
   assert 'recipe.Task.name' not in resolved
-  assert parsed.call(recipe.train)[2](name='y') == recipe.Task('y')
+  assert parsed.call(recipe.bake)[2](name='y') == recipe.Task('y')
 
 
 def test_diff_lists_changed_keys():
@@ -143,7 +143,7 @@ def test_diff_lists_changed_keys():
 def test_a_users_error_passes_without_gins_additions(recipe):
   parsed = _parse(recipe, bindings=['RUN_DIR = "a"', 'STEPS = -1'])
   with pytest.raises(UserError) as caught:
-    parsed.call(recipe.train)
+    parsed.call(recipe.bake)
   assert str(caught.value) == 'steps < 0'
 
 
@@ -151,7 +151,7 @@ def test_a_users_error_passes_without_gins_additions(recipe):
   'binding, message',
   [
     (
-      'train.tasks = ()',
+      'bake.tasks = ()',
       'RUN_DIR is not set (where to write the run); base.gin:5 requires it.'
       ' Add --gin.RUN_DIR=…',
     ),
@@ -164,16 +164,16 @@ def test_a_users_error_passes_without_gins_additions(recipe):
       'command line: true is no value in gin; write --gin.RUN_DIR=True',
     ),
     (
-      'train.step = 3',
-      "command line: train has no parameter 'step'. Did you mean 'steps'?"
+      'bake.step = 3',
+      "command line: bake has no parameter 'step'. Did you mean 'steps'?"
       ' Parameters: run_dir, steps, optimizer, tasks.',
     ),
     (
-      'trian.steps = 3',
-      "command line: There is no 'trian' to configure. Did you mean 'train'?",
+      'baek.steps = 3',
+      "command line: There is no 'baek' to configure. Did you mean 'bake'?",
     ),
     (
-      'train.optimizer = @Optimiser()',
+      'bake.optimizer = @Optimiser()',
       "command line: There is no 'Optimiser' to configure."
       " Did you mean 'Optimizer'?",
     ),
@@ -190,7 +190,7 @@ def test_a_users_error_passes_without_gins_additions(recipe):
 )
 def test_a_mistaken_binding_is_explained(recipe, binding, message):
   with pytest.raises(UserError) as caught:
-    _parse(recipe, bindings=[binding]).resolve(recipe.train)
+    _parse(recipe, bindings=[binding]).resolve(recipe.bake)
   assert str(caught.value) == message
 
 
@@ -198,21 +198,21 @@ def test_a_mistaken_binding_is_explained(recipe, binding, message):
   'text, message',
   [
     (
-      'train.steps = 3',
-      "bad.gin:3: 'train' needs `import recipe` above it (recipe.train).",
+      'bake.steps = 3',
+      "bad.gin:3: 'bake' needs `import recipe` above it (recipe.bake).",
     ),
-    ('r.trian.steps = 3', "bad.gin:3: recipe has no 'trian'. Did you mean"),
-    ('r.train:\n  steps = 1\n  run_dir = a', 'bad.gin:5: strings need quotes'),
+    ('r.baek.steps = 3', "bad.gin:3: recipe has no 'baek'. Did you mean"),
+    ('r.bake:\n  steps = 1\n  run_dir = a', 'bad.gin:5: strings need quotes'),
     (
-      'r.train:\n  steps = 1\n  optimizer = @r.Optimiser()',
+      'r.bake:\n  steps = 1\n  optimizer = @r.Optimiser()',
       "bad.gin:5: recipe has no 'Optimiser'. Did you mean 'Optimizer'?",
     ),
-    ('r.train 3', "bad.gin:3: gin cannot read 'r.train 3'"),
+    ('r.bake 3', "bad.gin:3: gin cannot read 'r.bake 3'"),
     ("include 'bas.gin'", "bad.gin:3: There is no gin file 'bas.gin'."),
     ('import nothing_such', "bad.gin:3: No module named 'nothing_such'"),
     ('import broken', 'bad.gin:3: importing broken failed: NameError'),
     ("include 'bad.gin'", 'bad.gin includes itself'),
-    ('r.train.steps = 3', 'train needs `run_dir`, which nothing sets. Add'),
+    ('r.bake.steps = 3', 'bake needs `run_dir`, which nothing sets. Add'),
   ],
 )
 def test_a_mistaken_file_is_explained(recipe, tmp_path, text, message):
@@ -220,13 +220,13 @@ def test_a_mistaken_file_is_explained(recipe, tmp_path, text, message):
   (tmp_path / 'broken.py').write_text('undefined_name\n')
   (tmp_path / 'bad.gin').write_text(f'{head}{text}\n')
   with pytest.raises(UserError) as caught:
-    _parse(recipe, ['bad.gin']).resolve(recipe.train)
+    _parse(recipe, ['bad.gin']).resolve(recipe.bake)
   assert str(caught.value).startswith(message)
 
 
 def test_an_unset_macro_names_the_file_that_sets_it(recipe, tmp_path):
   head = 'from __gin__ import dynamic_registration\nimport recipe as r\n'
-  (tmp_path / 'bad.gin').write_text(f'{head}r.train.steps = %STEPS\n')
+  (tmp_path / 'bad.gin').write_text(f'{head}r.bake.steps = %STEPS\n')
   with pytest.raises(UserError) as caught:
     _parse(recipe, ['bad.gin'])
   assert str(caught.value) == (

@@ -1,0 +1,164 @@
+"""Every gin file is short, explains itself, parses and builds."""
+
+import pathlib
+import re
+
+import gin
+import jax
+import pytest
+
+from mhr_jax import cli, configurables, configuration
+from mhr_jax.jobs import RoutedT5
+from mhr_jax.t5.config import t5_config
+
+_CONFIGS = pathlib.Path(__file__).resolve().parents[1] / 'configs'
+_FILES = sorted(str(p.relative_to(_CONFIGS)) for p in _CONFIGS.rglob('*.gin'))
+_TINY = ['models/t5_1_1_tiny.gin']
+_MULTI_TASK = ['runs/multi_task.gin', 'presets/skills.gin']
+_RUN = ['RUN_DIR = "a"', 'BACKBONE_FROM = None']
+# What each kind of file needs beside it to be whole.
+_BESIDE = {
+  'models': ['methods/mhr.gin', *_MULTI_TASK],
+  'methods': [*_TINY, *_MULTI_TASK],
+  'runs': [*_TINY, 'methods/mhr.gin', 'presets/skills.gin'],
+  'presets': [*_TINY, 'methods/mhr.gin', 'runs/multi_task.gin'],
+}
+_ADAPT_ONLY = ('mhr_z', 'mhr_mu', 'poly_z', 'poly_mu')
+
+
+@pytest.fixture(autouse=True)
+def _clean_gin():
+  yield
+  gin.clear_config()
+
+
+def _whole(name: str) -> list[str]:
+  """Returns the files that `name` is used with, itself among them."""
+  kind, _, last = name.partition('/')
+  if last in ('quickstart.gin', 'study.gin'):
+    return ['presets/quickstart.gin']
+  if last.removesuffix('.gin') in _ADAPT_ONLY:
+    return [name, 'runs/few_shot.gin', 'presets/skills.gin']
+  if kind == 'presets':
+    return [*_BESIDE[kind], name]
+  return [name, *_BESIDE[kind]]
+
+
+def _parse(files, bindings=()):
+  return configuration.parse(
+    files, bindings, configurables=configurables.all_configurables()
+  )
+
+
+@pytest.mark.parametrize('name', _FILES)
+def test_a_file_is_short_and_says_how_it_is_used(name):
+  lines = (_CONFIGS / name).read_text().splitlines()
+  assert len(lines) <= 60
+  assert max(map(len, lines)) <= 80
+  header = '\n'.join(line for line in lines[:20] if line.startswith('#'))
+  assert re.search(r'^# Command: +mhr-jax \w+ ', header, re.M)
+  assert lines[0].startswith('# ')
+
+
+@pytest.mark.parametrize('name', _FILES)
+def test_includes_have_two_levels_at_most(name):
+  def depth(file):
+    text = (_CONFIGS / file).read_text()
+    found = re.findall(r"^include '(.*)'", text, re.M)
+    return 1 + max(map(depth, found), default=-1)
+
+  assert depth(name) <= 2
+
+
+@pytest.mark.parametrize('name', _FILES)
+def test_a_file_with_its_companions_resolves(name):
+  bindings = [*_RUN]
+  if 'natural_instructions' in name:
+    bindings += ['NI_FOLDER = "x"', 'VOCABULARY = "bytes"']
+  parsed = _parse(_whole(name), bindings)
+  assert any(file.endswith(name) for file in parsed.files)
+  given = configurables.roots()
+  roots = parsed.bound(given)
+  assert len(roots) == 1
+  text = parsed.resolve(roots[0], given=given[roots[0]]).to_text()
+  assert '(required)' not in text
+
+
+@pytest.mark.parametrize('name', [f for f in _FILES if 'models/' in f])
+def test_a_model_is_the_published_one(name):
+  size = pathlib.Path(name).stem
+  parsed = _parse([name])
+  built = parsed.call(t5_config)
+  published = t5_config(size)
+  counts = [
+    RoutedT5(config).count_parameters()['backbone']
+    for config in (built, published)
+  ]
+  assert counts[0] == counts[1]
+  if size == 't5_1_1_xl':
+    assert counts[0] == 2_849_757_184
+
+
+def _dry_run(files, data_dir, *bindings):
+  argv = [f'--gin_file={file}' for file in files]
+  argv += [f'--gin.{binding}' for binding in bindings]
+  return cli.main(
+    [
+      'train',
+      *argv,
+      '--gin.RUN_DIR="run"',
+      '--gin.TASKS="a_task"',
+      '--gin.TASK_MODULES=()',
+      f'--gin.DATA_DIR="{data_dir}"',
+      '--gin.BATCH_SIZE=8',
+      '--gin.INPUT_LENGTH=16',
+      '--gin.TARGET_LENGTH=8',
+      '--dry_run',
+    ]
+  )
+
+
+@pytest.mark.parametrize('method', ('mhr',))
+def test_a_method_builds_and_compiles(
+  method, tmp_path, write_task, capsys, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  write_task(tmp_path, 'a_task')
+  files = [*_TINY, f'methods/{method}.gin', *_MULTI_TASK]
+  assert _dry_run(files, tmp_path, 'BACKBONE_FROM=None') == 0
+  printed = capsys.readouterr().out
+  assert printed.startswith(f'{method}: ')
+  assert 'memory ' in printed
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('method', ('full', 'lora', 'poly', 'private'))
+def test_the_other_methods_build_too(method, tmp_path, write_task, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  write_task(tmp_path, 'a_task')
+  files = [*_TINY, f'methods/{method}.gin', *_MULTI_TASK]
+  assert _dry_run(files, tmp_path, 'BACKBONE_FROM=None') == 0
+
+
+@pytest.mark.slow
+def test_a_backbone_is_pretrained_by_span_corruption(
+  tmp_path, write_task, monkeypatch, capsys
+):
+  monkeypatch.chdir(tmp_path)
+  write_task(tmp_path, 'a_task', lengths=(10, 20))
+  files = [*_TINY, 'runs/pretrain_backbone.gin']
+  assert _dry_run(files, tmp_path) == 0
+  assert capsys.readouterr().out.startswith('full: ')
+
+
+@pytest.mark.slow
+def test_xl_builds_without_allocating(
+  tmp_path, write_task, monkeypatch, capsys
+):
+  monkeypatch.chdir(tmp_path)
+  write_task(tmp_path, 'a_task')
+  files = ['models/t5_1_1_xl.gin', 'methods/mhr.gin', *_MULTI_TASK]
+  assert _dry_run(files, tmp_path, 'BACKBONE_FROM=None') == 0
+  assert 'backbone/encoder' in capsys.readouterr().out
+  assert not [a for a in jax.live_arrays() if a.size > 10**8]

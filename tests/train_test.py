@@ -1,0 +1,268 @@
+"""From settings to a run folder: train, resume, evaluate, adapt, predict."""
+
+import functools
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from mhr_jax import commands, jobs, run_folder, train
+from mhr_jax.adaptation import AdaptationSettings
+from mhr_jax.adapters import AdapterConfig
+from mhr_jax.data.mixture_settings import MixtureSettings
+from mhr_jax.errors import UserError
+from mhr_jax.evaluation import EvaluationSettings
+from mhr_jax.few_shot import FewShotSettings
+from mhr_jax.model import RoutedT5
+from mhr_jax.t5.config import T5Config
+from mhr_jax.t5.decoding import DecodingSettings
+from mhr_jax.task_data import TaskData
+from mhr_jax.trainer import TrainSettings
+
+_TASKS = ('one', 'two')
+_BACKBONE = T5Config(
+  vocab_size=384,
+  emb_dim=16,
+  num_heads=2,
+  head_dim=8,
+  mlp_dim=16,
+  num_encoder_layers=1,
+  num_decoder_layers=1,
+)
+_ADAPTERS = functools.partial(
+  AdapterConfig,
+  n_skills=2,
+  n_splits=2,
+  rank=1,
+  targets=('encoder/attention/query', 'decoder/mlp/wo'),
+)
+_TEXTS = EvaluationSettings(decoding=DecodingSettings(max_new_tokens=3))
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory, write_task, write_mixture):
+  """Two prepared tasks, and one that is new."""
+  data_dir = tmp_path_factory.mktemp('data')
+  for name in (*_TASKS, 'new'):
+    write_task(data_dir, name, train=20, validation=4, test=5)
+  write_mixture(data_dir, 'both', _TASKS, (1.0, 1.0))
+  return TaskData(tasks='both', data_dir=str(data_dir))
+
+
+def _train(run_dir, data, *, steps=3, method='mhr', **changes):
+  settings = {
+    'backbone': _BACKBONE,
+    'data': data,
+    'mixture': MixtureSettings(batch_size=8, input_length=8, target_length=6),
+    'settings': TrainSettings(
+      steps=steps, log_every=1, save_every=100, eval_every=steps
+    ),
+    'heldback': jobs.HeldBackSettings(limit=2, batch_size=8),
+    'adapters': _ADAPTERS,
+  }
+  return train.train(str(run_dir), method=method, **(settings | changes))
+
+
+@pytest.fixture(scope='module')
+def backbone_run(tmp_path_factory, data):
+  """A run that trained all parameters of the backbone."""
+  return _train(tmp_path_factory.mktemp('runs') / 'full', data, method='full')
+
+
+@pytest.fixture(scope='module')
+def mhr_run(tmp_path_factory, data, backbone_run):
+  """A run of adapters over that backbone."""
+  run_dir = tmp_path_factory.mktemp('runs') / 'mhr'
+  return _train(
+    run_dir, data, backbone_from=str(backbone_run.run_dir), config_text='# c'
+  )
+
+
+def _equal(a, b):
+  same = jax.tree.map(lambda x, y: np.array_equal(x, y), a, b)
+  return all(jax.tree.leaves(same))
+
+
+def test_adapters_train_over_the_backbone_of_another_run(backbone_run, mhr_run):
+  assert mhr_run.task_table.names == _TASKS
+  assert mhr_run.step == 3
+  assert _equal(mhr_run.params['backbone'], backbone_run.params['backbone'])
+  assert np.any(
+    np.asarray(mhr_run.params['adapters']['encoder']['attention']['query']['b'])
+  )
+
+
+def test_the_run_folder_explains_itself(mhr_run):
+  names = {path.name for path in mhr_run.run_dir.iterdir()}
+  assert names >= {
+    'README.md',
+    'backbone',
+    'checkpoints',
+    'config.gin',
+    'metrics.jsonl',
+    'routing.npz',
+    'settings.json',
+    'tasks.json',
+    'vocabulary',
+  }
+  lines = (mhr_run.run_dir / 'metrics.jsonl').read_text().splitlines()
+  metrics = [json.loads(line) for line in lines]
+  assert [m['step'] for m in metrics if 'train/loss' in m] == [1, 2, 3]
+  assert [m['step'] for m in metrics if 'heldback/loss' in m] == [3]
+
+
+def test_the_same_call_finds_the_run_done(mhr_run, data, backbone_run):
+  again = _train(mhr_run.run_dir, data, backbone_from=str(backbone_run.run_dir))
+  assert again.step == 3
+  assert _equal(again.params['adapters'], mhr_run.params['adapters'])
+
+
+def test_other_settings_are_refused_with_their_difference(
+  mhr_run, data, backbone_run
+):
+  start = {'backbone_from': str(backbone_run.run_dir)}
+  with pytest.raises(UserError, match='settings.steps: 3 -> 4'):
+    _train(mhr_run.run_dir, data, steps=4, **start)
+  changed = _train(
+    mhr_run.run_dir, data, steps=3, mix_in='layer', **start
+  )  # It changes no number.
+  assert changed.step == 3
+
+
+@pytest.mark.slow
+def test_mu_goes_on_with_the_averaged_adapter(tmp_path, mhr_run, data):
+  averaged = _train(
+    tmp_path / 'mu', data, method='mhr_mu', start_from=str(mhr_run.run_dir)
+  )
+  assert set(averaged.params) == {'backbone', 'adapters'}
+  inventory = averaged.params['adapters']['encoder']['attention']['query']
+  assert inventory['a'].shape == (1, 1, 1, 16, 1)
+
+
+@pytest.mark.parametrize(
+  'changes, message',
+  [
+    ({'method': 'mhr_z'}, 'mhr_z shares the pre-training of mhr'),
+    ({'method': 'mrh'}, "Did you mean 'mhr'"),
+    ({'backbone_from': '/nowhere'}, 'backbone_from: there is no folder'),
+    (
+      {'backbone': T5Config(16, 16, 2, 8, 16, 1, 1)},
+      'The data has 359 token ids, the backbone 16',
+    ),
+    ({'mesh_shape': (3, 1)}, 'does not fit the'),
+  ],
+)
+def test_mistakes_are_explained_before_anything_runs(
+  tmp_path, data, changes, message
+):
+  with pytest.raises(UserError, match=message):
+    _train(tmp_path / 'run', data, **changes)
+  assert not (tmp_path / 'run').exists()
+
+
+def test_dry_run_counts_and_decodes_and_writes_nothing(tmp_path, data, capsys):
+  assert _train(tmp_path / 'run', data, mode='dry_run') is None
+  text = capsys.readouterr().out
+  assert not (tmp_path / 'run').exists()
+  counted = RoutedT5(_BACKBONE, _ADAPTERS(n_tasks=2)).count_parameters()
+  assert f'{sum(counted.values()):,}' in text
+  assert 'mesh         8 data × 1 model (cpu)' in text
+  assert 'epoch        5 steps; 3 steps are 0.60 epochs' in text
+  assert 'task 1, two' in text
+  # What trains has float32 values and AdamW's two moments.
+  size = 4 * counted['backbone'] + 12 * (
+    counted['adapters'] + counted['routers']
+  )
+  found = float(re.search(r'([0-9.]+) MiB parameters', text).group(1))
+  assert found == pytest.approx(size / 2**20, abs=0.1)
+
+
+def test_evaluate_writes_scores_of_known_tasks(mhr_run, data):
+  found = commands.evaluate(
+    str(mhr_run.run_dir),
+    data=data,
+    evaluation_settings=_TEXTS,
+    split='test',
+    input_length=8,
+    target_length=6,
+    batch_size=8,
+  )
+  assert set(found.tasks) == set(_TASKS)
+  folder = mhr_run.run_dir / 'evaluations' / 'both_test'
+  assert (folder / 'scores.json').exists()
+  assert 'mean over tasks' in commands.score_table(found)
+
+
+def test_evaluate_refuses_tasks_the_routing_does_not_know(mhr_run, data):
+  new = TaskData(tasks='new', data_dir=data.data_dir)
+  with pytest.raises(UserError, match="was not trained on 'new'"):
+    commands.evaluate(
+      str(mhr_run.run_dir),
+      data=new,
+      evaluation_settings=_TEXTS,
+      split='test',
+      input_length=8,
+      target_length=6,
+    )
+
+
+@pytest.mark.slow
+def test_adapt_writes_results_by_seed(mhr_run, data):
+  results = commands.adapt(
+    str(mhr_run.run_dir),
+    method='mhr_z',
+    data=TaskData(tasks='new', data_dir=data.data_dir),
+    few_shot_settings=FewShotSettings(
+      input_length=8,
+      target_length=6,
+      shots=4,
+      seeds=(0, 1),
+      steps=2,
+      batch_size=4,
+      test_batch_size=5,
+    ),
+    adaptation_settings=AdaptationSettings(),
+    evaluation_settings=_TEXTS,
+  )
+  assert [(each.task, each.seed) for each in results] == [
+    ('new', 0),
+    ('new', 1),
+  ]
+  path = mhr_run.run_dir / 'few_shot' / 'mhr_z' / 'results.json'
+  summary = json.loads(path.read_text())
+  assert len(summary['exact_match']['values']) == 2
+  assert 'new' in commands.adaptation_table(results)
+
+
+def test_predict_equals_the_model_of_the_run(mhr_run):
+  decoding = DecodingSettings(max_new_tokens=3)
+  found = commands.predict(
+    str(mhr_run.run_dir), ['ab', 'abcd'], task='two', decoding=decoding
+  )
+  run = run_folder.load_run(mhr_run.run_dir)
+  tokens = np.zeros((2, 5), np.int32)
+  for row, text in zip(tokens, ('ab', 'abcd'), strict=True):
+    ids = [*run.vocabulary.encode(text), 1]
+    row[: len(ids)] = ids
+  batch = {'encoder_input_tokens': tokens, 'task_ids': np.array([1, 1])}
+  generate = jax.jit(lambda *arrays: run.model.generate(*arrays, decoding))
+  written = np.asarray(generate(run.params, batch))
+  assert found == [
+    run.vocabulary.decode(row.tolist()).strip() for row in written
+  ]
+
+
+@pytest.mark.parametrize(
+  'task, message',
+  [(None, 'Which task'), ('tow', "Did you mean 'two'"), ('7', 'out of range')],
+)
+def test_predict_needs_a_task_of_the_run(mhr_run, task, message):
+  with pytest.raises(UserError, match=message):
+    commands.predict(
+      str(mhr_run.run_dir),
+      ['a'],
+      task=task,
+      decoding=DecodingSettings(max_new_tokens=2),
+    )
