@@ -159,14 +159,16 @@ def place_state(
   The trainable leaves are copies: donating them leaves `params` as they are.
   """
   trainable, frozen = split_params(params, places.trainable)
-  placed = partitioning.put(trainable, places.trainable)
-  trainable = jax.tree.map(jnp.copy, placed)
-  init = jax.jit(optimizer.init, out_shardings=places.opt_state)
+  start = jax.jit(
+    lambda tree: (jax.tree.map(jnp.copy, tree), optimizer.init(tree)),
+    out_shardings=(places.trainable, places.opt_state),
+  )
+  trainable, opt_state = start(partitioning.put(trainable, places.trainable))
   return TrainState(
     partitioning.put(np.zeros([], np.int32), places.step),
     trainable,
     partitioning.put(frozen, places.frozen),
-    init(trainable),
+    opt_state,
   )
 
 

@@ -78,8 +78,9 @@ class ToyModel:
     backbone, adapter = params['backbone'], params['adapters']['wi']
     rows = params['routers']['wi']['routing_logits'][0, batch['task_ids'], 0]
     if noise_key is not None:
+      # A key of each example, whose two words are its noise: quick to compile.
       keys = jax.vmap(lambda i: jax.random.fold_in(noise_key, i))(example_index)
-      rows += jax.vmap(lambda k: jax.random.logistic(k, (_SKILLS,)))(keys)
+      rows += jax.random.key_data(keys) / 2.0**31 - 1.0
     weights = jax.nn.softmax(rows)
     a = jnp.einsum('bk,kir->bir', weights, adapter['a'][0, 0])
     b = jnp.einsum('bk,kro->bro', weights, adapter['b'][0, 0])
