@@ -219,7 +219,9 @@ def predict(
     'encoder_input_tokens': jnp.asarray(tokens),
     'task_ids': jnp.full(len(ids), task_id, jnp.int32),
   }
-  generate = jax.jit(lambda *arrays: model.generate(*arrays, decoding))
+  generate = jax.jit(
+    lambda *given: model.generate(given[0], given[1], decoding)
+  )
   written = generate(params, batch)
   return [
     vocabulary.decode(row).strip() for row in np.asarray(written).tolist()

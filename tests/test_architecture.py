@@ -59,9 +59,10 @@ _ROWS = (
     'data.sources',
     'tasks.*',
   ),
-  ('task_data',),
+  ('task_data', 'task_listing'),
   ('dry_run', 'jobs', 'train'),
-  ('study',),
+  ('commands', 'study', 'study_results'),
+  ('configurables',),
   ('cli',),
 )
 # The only modules that import seqio or TensorFlow. Others may import these
@@ -122,8 +123,15 @@ def _imports(path: pathlib.Path, *, lazy: bool = True) -> set[str]:
     if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
     for node in ast.walk(function)
   }
+  # What a module does as a program is no import of the module.
+  inner_of_program = {
+    id(node)
+    for block in tree.body
+    if isinstance(block, ast.If) and '__main__' in ast.unparse(block.test)
+    for node in ast.walk(block)
+  }
   for node in ast.walk(tree):
-    if not lazy and id(node) in inner:
+    if id(node) in inner_of_program or (not lazy and id(node) in inner):
       continue
     if isinstance(node, ast.Import):
       names |= {alias.name for alias in node.names}

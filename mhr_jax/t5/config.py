@@ -7,6 +7,7 @@ from mhr_jax import errors
 
 Dtype = Literal['float32', 'bfloat16']
 Remat = Literal['none', 'full']
+Stack = Literal['encoder', 'decoder']
 
 ACTIVATIONS = ('gelu', 'relu', 'silu', 'linear')
 _DTYPES = ('float32', 'bfloat16')
@@ -96,7 +97,7 @@ class T5Config:
     count = len(self.mlp_activations)
     return ('wi',) if count == 1 else tuple(f'wi_{i}' for i in range(count))
 
-  def num_layers(self, stack: Literal['encoder', 'decoder']) -> int:
+  def num_layers(self, stack: Stack) -> int:
     """Returns the layers of one stack."""
     if stack == 'encoder':
       return self.num_encoder_layers
@@ -154,7 +155,8 @@ def _check_choices(config: T5Config) -> None:
 # google-research/text-to-text-transfer-transformer, released_checkpoints.md
 # and T5X's t5_1_1 gin files; T5 1.0 (its xl and xxl were called 3B and 11B):
 # Raffel et al. 2020, section 3.7.
-_SIZES_1_1 = {
+_Sizes = dict[str, tuple[int, ...]]
+_SIZES_1_1: _Sizes = {
   'tiny': (64, 4, 16, 128, 2),
   'small': (512, 6, 64, 1024, 8),
   'base': (768, 12, 64, 2048, 12),
@@ -162,7 +164,7 @@ _SIZES_1_1 = {
   'xl': (2048, 32, 64, 5120, 24),
   'xxl': (4096, 64, 64, 10240, 24),
 }
-_SIZES_1_0 = {
+_SIZES_1_0: _Sizes = {
   'tiny': (64, 4, 16, 256, 2),
   'small': (512, 8, 64, 2048, 6),
   'base': (768, 12, 64, 3072, 12),
@@ -172,7 +174,7 @@ _SIZES_1_0 = {
 }
 T5_VOCAB_SIZE = 32_128  # 32,000 pieces and 100 sentinels, padded to 128 · 251
 
-_FAMILIES: dict[str, tuple[dict[str, tuple[int, ...]], dict[str, Any]]] = {
+_FAMILIES: dict[str, tuple[_Sizes, dict[str, Any]]] = {
   't5_1_1': (_SIZES_1_1, {}),
   't5_1_0': (
     _SIZES_1_0,
@@ -210,7 +212,7 @@ def t5_config(name: str, **overrides: Any) -> T5Config:
   family, size = name.rsplit('_', 1)
   sizes, options = _FAMILIES[family]
   emb_dim, num_heads, head_dim, mlp_dim, layers = sizes[size]
-  fields = dict(
+  fields: dict[str, Any] = dict(
     vocab_size=T5_VOCAB_SIZE,
     emb_dim=emb_dim,
     num_heads=num_heads,
@@ -267,7 +269,7 @@ def list_linears(config: T5Config) -> dict[str, Linear]:
     'decoder/encoder_decoder_attention/key' or 'decoder/mlp/wi_0', each with
     its number of layers and its features. The output layer is not among them.
   """
-  sublayers = {
+  sublayers: dict[Stack, tuple[str, ...]] = {
     'encoder': ('attention',),
     'decoder': ('self_attention', 'encoder_decoder_attention'),
   }

@@ -106,7 +106,9 @@ def decode_tokens(
   _check(settings, config, key)
   if encoder_mask is None:
     encoder_mask = encoder_input_tokens != config.pad_id
-  run = functools.partial(network.apply, {'params': backbone_params})
+  # `apply` may return a pair, of which type checkers know; without mutable
+  # collections it does not.
+  run: Any = functools.partial(network.apply, {'params': backbone_params})
   encoded = run(
     encoder_input_tokens, adapters, mask=encoder_mask, method='encode'
   )

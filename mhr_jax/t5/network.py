@@ -173,7 +173,7 @@ class T5(nn.Module):
       raise ValueError('Packed rows need both kinds of segment ids.')
     self_biases = []
     cross_biases = [mask_bias(self._mask(encoder_input_tokens, encoder_mask))]
-    if decoder_segment_ids is not None:
+    if decoder_segment_ids is not None and encoder_segment_ids is not None:
       self_biases.append(segment_bias(decoder_segment_ids, decoder_segment_ids))
       cross_biases.append(
         segment_bias(decoder_segment_ids, encoder_segment_ids)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from mhr_jax.t5 import config as config_lib
 
-STACKS = ('encoder', 'decoder')
+STACKS: tuple[config_lib.Stack, ...] = ('encoder', 'decoder')
 _LAYER = re.compile(r'layers_(\d+)')
 
 
@@ -116,7 +116,9 @@ def _layer_axes(config: config_lib.T5Config, stack: str) -> dict[str, Any]:
   }
 
 
-def _stack_axes(config: config_lib.T5Config, stack: str) -> dict[str, Any]:
+def _stack_axes(
+  config: config_lib.T5Config, stack: config_lib.Stack
+) -> dict[str, Any]:
   layer = _layer_axes(config, stack)
   axes = {'relpos_bias': _POSITIONS, f'{stack}_norm': _NORM}
   if not config.scan_layers:
@@ -142,7 +144,7 @@ def logical_axes(config: config_lib.T5Config) -> dict[str, Any]:
     A tree with the parameters' structure; a leaf is a tuple with one name an
     axis, such as ('layers', 'embed', 'joined_kv'). Names are T5X's.
   """
-  axes = {stack: _stack_axes(config, stack) for stack in STACKS}
+  axes: dict[str, Any] = {stack: _stack_axes(config, stack) for stack in STACKS}
   axes['token_embedder'] = {'embedding': ('vocab', 'embed')}
   if not config.logits_via_embedding:
     axes['decoder']['logits_dense'] = {'kernel': ('embed', 'vocab')}
