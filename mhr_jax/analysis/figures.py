@@ -295,9 +295,11 @@ def draw_routing(
   n_splits, n_skills = next(iter(panels.values())).shape[1:]
   named = len(tasks) <= _MAX_TASK_LABELS
   label_width = _label_width(tasks) if named else 0.3
-  width = max(1.7, 0.05 * n_splits * (n_skills + 1))
-  fitting = int((_PAGE_INCHES - label_width - 0.8) / (width + 0.25))
-  n_columns = min(len(panels), max(1, fitting))
+  room = _PAGE_INCHES - label_width - 0.8
+  n_cells = n_splits * (n_skills + 1)
+  # Two panels abreast where their cells do not become too narrow for it.
+  width = max(1.7, 0.035 * n_cells, min(0.05 * n_cells, room / 2 - 0.25))
+  n_columns = min(len(panels), max(1, int(room / (width + 0.25))))
   n_rows = -(-len(panels) // n_columns)
 
   def draw(figure):

@@ -10,9 +10,9 @@ figure is inline SVG, nothing is loaded from elsewhere.
       "mhr": {"trainable_parameters": 10, "multi_task":
         {"mean": 96.0, "values": [95, 97]}, "zero_shot": null, …}}}
 
-A cell may hold "tasks" {name: mean} too; further keys that are shown:
-"metric" (a name), "untrained" by phase instead of one number, "baselines"
-{name: {phase: number}}, "notes" (texts).
+A cell may hold "tasks" {name: mean} and "gain" {"mean", "interval"} too.
+Further keys that are shown: "metric" (a name), "untrained_by_phase" {phase:
+cell}, "baselines" {name: {"mean", "tasks"}, or {phase: number}}, "notes".
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,6 +29,8 @@ from mhr_jax import aggregation, run_files
 from mhr_jax.analysis import figures, report_tables, routing, run_reading
 
 _CURVES_FIRST = ('loss', 'exact_match', 'rouge_l', 'learning_rate', 'grad_norm')
+# Written for programs: they follow from other numbers, or say nothing here.
+_CURVES_LEFT_OUT = ('examples', 'tokens', 'seconds_left', 'seconds_per_step')
 _MAX_PANELS = 6
 _MAX_HEATMAPS = 4
 _MAX_ROUTED_RUNS = 4
@@ -88,6 +90,7 @@ def render_report(
     routing=_routing_sections(runs, heatmaps),
     parameters=report_tables.parameter_tables(runs),
     configurations=_configurations(runs),
+    settings=_settings_tables(runs),
     svg=lambda figure: markupsafe.Markup(figure.svg),
   )
 
@@ -106,7 +109,6 @@ def _facts(runs, results) -> list[tuple[str, str]]:
     found += [
       ('method', facts.get('method', '')),
       ('tasks', facts.get('n_tasks')),
-      *facts.get('settings', {}).items(),
       ('command', facts.get('command', '')),
     ]
   elif runs:
@@ -135,7 +137,7 @@ def _score_figures(results) -> list[figures.Figure]:
   }
   if not scores:
     return []
-  untrained = report_tables.by_phase(results.get('untrained'))
+  untrained = report_tables.untrained_by_phase(results)
   baseline = {
     report_tables.PHASES[phase]: value
     for phase, value in untrained.items()
@@ -160,9 +162,9 @@ def _interval_of(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _curve_figures(runs) -> list[figures.Figure]:
-  """One figure of the runs with a method, one of those without (backbones)."""
-  routed = [run for run in runs if run.facts.get('method')]
-  others = [run for run in runs if not run.facts.get('method')]
+  """One figure of the runs over a frozen backbone, one of the others."""
+  routed = [run for run in runs if not run.trains_backbone]
+  others = [run for run in runs if run.trains_backbone]
   drawn = []
   for index, of in enumerate((routed, others)):
     panels = _panels(of)
@@ -192,8 +194,18 @@ def _panels(runs) -> dict[str, list[figures.Curve]]:
       found.setdefault(number, []).append(
         figures.Curve(steps, values, group=run.group, part=part)
       )
-  order = sorted(found, key=lambda n: (_rank(n), n))[:_MAX_PANELS]
+  if _same_curves(found.get('nll'), found.get('loss')):
+    del found['nll']  # No smoothing and no z-loss.
+  shown = [number for number in found if number not in _CURVES_LEFT_OUT]
+  order = sorted(shown, key=lambda n: (_rank(n), n))[:_MAX_PANELS]
   return {report_tables.to_words(number): found[number] for number in order}
+
+
+def _same_curves(some, others) -> bool:
+  if not some or not others:
+    return False
+  trained = [curve.values for curve in others if curve.part == 'train']
+  return [curve.values for curve in some] == trained
 
 
 def _rank(number: str) -> int:
@@ -278,6 +290,14 @@ def _entropy_table(run) -> report_tables.Table:
     ' indifference, 0 one skill. Spread: standard deviation of a weight over'
     ' tasks. Use: least and greatest mean weight of a skill.',
   )
+
+
+def _settings_tables(runs) -> list[report_tables.Table]:
+  """One a group of runs: its seeds differ in nothing else."""
+  first: dict[str, Any] = {}
+  for run in runs:
+    first.setdefault(run.group, report_tables.settings_table(run))
+  return [table for table in first.values() if table is not None]
 
 
 def _configurations(runs) -> list[tuple[str, str]]:

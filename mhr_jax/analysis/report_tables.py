@@ -15,6 +15,13 @@ PHASES = {
 }
 
 
+_METRICS = {
+  'exact_match': 'exact match × 100',
+  'rouge_l': 'ROUGE-L × 100',
+}
+_FOLD = 12
+
+
 @dataclasses.dataclass(frozen=True)
 class Table:
   """A table of texts.
@@ -24,17 +31,20 @@ class Table:
     header: names of the columns.
     rows: one text a column; a text of several lines keeps its breaks.
     note: below it.
+    folded: whether only its title shows before a click.
   """
 
   title: str
   header: Sequence[str]
   rows: Sequence[Sequence[str]]
   note: str = ''
+  folded: bool = False
 
 
 def metric_of(results: Mapping[str, Any]) -> str:
   """Returns the name of the number in a study's cells."""
-  return results.get('metric', 'exact match × 100')
+  name = results.get('metric', 'exact_match')
+  return _METRICS.get(name, name)
 
 
 def score_tables(
@@ -42,36 +52,44 @@ def score_tables(
 ) -> list[Table]:
   """Of a study, scores by method and by task; else of each run's scores."""
   if results:
-    return [_method_table(results), *_task_tables(results)]
-  return [_run_scores(run) for run in runs if run.scores]
+    tables = [_method_table(results), _gain_table(results)]
+    return [table for table in tables if table.rows] + _task_tables(results)
+  return [
+    _run_scores(name or run.name, found)
+    for run in runs
+    for name, found in run.scores.items()
+  ]
 
 
 def _method_table(results) -> Table:
-  untrained = by_phase(results.get('untrained'))
-  rows = [
-    _baseline_row('untrained', untrained),
-    *(
-      _baseline_row(name, by_phase(value))
-      for name, value in results.get('baselines', {}).items()
-    ),
-    *(
-      [
-        name,
-        _count(method.get('trainable_parameters')),
-        *(_cell(method.get(phase)) for phase in PHASES),
-      ]
-      for name, method in results.get('methods', {}).items()
-    ),
+  baselines = [_baseline_row('untrained', untrained_by_phase(results))] + [
+    _baseline_row(name, _baseline_by_phase(results, baseline))
+    for name, baseline in results.get('baselines', {}).items()
+  ]
+  methods = [
+    [
+      name,
+      _count(method.get('trainable_parameters')),
+      *(_cell(method.get(phase)) for phase in PHASES),
+    ]
+    for name, method in results.get('methods', {}).items()
   ]
   return Table(
     title=f'Scores by method ({metric_of(results)})',
-    header=('method', 'trained parameters', *PHASES.values()),
-    rows=rows,
+    header=('method', 'trained, few-shot', *PHASES.values()),
+    rows=baselines + methods,
     note='Mean ± sample standard deviation over seeds, the 95 % interval of'
-    ' the mean (Student’s t) in brackets, and each seed’s value.'
-    ' – : undefined for that method.'
+    ' the mean (Student’s t) in brackets, and below them each seed’s value.'
+    ' “trained, few-shot”: parameters that few-shot adaptation trains.'
+    ' –: undefined for that row.'
     + ''.join(f' {note}' for note in results.get('notes', ())),
   )
+
+
+def untrained_by_phase(results: Mapping[str, Any]) -> dict[str, float | None]:
+  """Returns the untrained model's score in each phase, None where unknown."""
+  found = results.get('untrained_by_phase', results.get('untrained'))
+  return by_phase(found)
 
 
 def by_phase(value: Any) -> dict[str, float | None]:
@@ -79,6 +97,48 @@ def by_phase(value: Any) -> dict[str, float | None]:
   if isinstance(value, Mapping):
     return {phase: _mean_of(value.get(phase)) for phase in PHASES}
   return dict.fromkeys(PHASES, value)
+
+
+def _baseline_by_phase(results, baseline) -> dict[str, float | None]:
+  """A baseline by tasks belongs to the phases that are about its tasks."""
+  if not isinstance(baseline, Mapping) or 'tasks' not in baseline:
+    return by_phase(baseline)
+  about = {
+    phase: set(tasks) <= set(baseline['tasks'])
+    for phase in PHASES
+    for tasks in [_tasks_of(results, phase)]
+  }
+  return {phase: baseline['mean'] if about[phase] else None for phase in PHASES}
+
+
+def _tasks_of(results, phase) -> list[str]:
+  """Returns the tasks of a phase, in the order of the first row's."""
+  names: dict[str, None] = {}
+  for method in results.get('methods', {}).values():
+    names |= dict.fromkeys((method.get(phase) or {}).get('tasks', ()))
+  return list(names)
+
+
+def _gain_table(results) -> Table:
+  rows = [
+    [name, *(_gain((method.get(phase) or {}).get('gain')) for phase in PHASES)]
+    for name, method in results.get('methods', {}).items()
+    if any((method.get(phase) or {}).get('gain') for phase in PHASES)
+  ]
+  return Table(
+    title=f'Gain over the untrained model ({metric_of(results)})',
+    header=('method', *PHASES.values()),
+    rows=rows,
+    note='Mean over seeds and its 95 % interval (Student’s t).',
+  )
+
+
+def _gain(gain) -> str:
+  if not gain:
+    return '–'
+  low, high = gain.get('interval', (None, None))
+  text = f'{gain["mean"]:+.1f}'
+  return text if low is None else f'{text} [{low:+.1f}, {high:+.1f}]'
 
 
 def _mean_of(cell):
@@ -95,9 +155,10 @@ def _cell(cell) -> str:
     return _number(_mean_of(cell))
   summary = aggregation.summarise(cell['values'])
   text = _number(summary.mean)
-  if len(summary.values) > 1:
-    text += f' ± {_number(summary.sd)}'
-    text += f' [{_number(summary.low)}, {_number(summary.high)}]'
+  if len(summary.values) == 1:
+    return text
+  text += f' ± {_number(summary.sd)}'
+  text += f' [{_number(summary.low)}, {_number(summary.high)}]'
   return f'{text}\n{"  ".join(_number(v) for v in summary.values)}'
 
 
@@ -114,31 +175,46 @@ def _count(value) -> str:
 def _task_tables(results) -> list[Table]:
   tables = []
   for phase, title in PHASES.items():
-    cells = {
-      name: method[phase]['tasks']
-      for name, method in results.get('methods', {}).items()
-      if (method.get(phase) or {}).get('tasks')
-    }
-    if not cells:
+    tasks = _tasks_of(results, phase)
+    if not tasks:
       continue
-    tasks = dict.fromkeys(task for of in cells.values() for task in of)
+    columns = _task_columns(results, phase, tasks)
     rows = [
-      [task, *(_number(of.get(task)) for of in cells.values())]
+      [task, *(_number(of.get(task)) for of in columns.values())]
       for task in tasks
     ]
     tables.append(
       Table(
         title=f'By task, {title} ({metric_of(results)}, mean over seeds)',
-        header=('task', *cells),
+        header=('task', *columns),
         rows=rows,
+        folded=len(rows) > _FOLD,
       )
     )
   return tables
 
 
-def _run_scores(run) -> Table:
-  """Of one run: all numbers of `scores.json`, by task and over all."""
-  scores = run.scores
+def _task_columns(results, phase, tasks) -> dict[str, Mapping[str, float]]:
+  """Returns scores by task of the untrained, baselines and methods."""
+  untrained = results.get('untrained_by_phase', {}).get(phase) or {}
+  cells = {
+    'untrained': untrained,
+    **results.get('baselines', {}),
+    **{
+      name: method.get(phase) or {}
+      for name, method in results.get('methods', {}).items()
+    },
+  }
+  found = {
+    name: cell['tasks']
+    for name, cell in cells.items()
+    if isinstance(cell, Mapping) and cell.get('tasks')
+  }
+  return {name: of for name, of in found.items() if set(of) & set(tasks)}
+
+
+def _run_scores(name: str, scores: Mapping[str, Any]) -> Table:
+  """All numbers of a `scores.json`, by task and over all."""
   metrics = [name for name in scores['overall'] if name != 'instances']
   parts = [
     ('all instances', scores['overall']),
@@ -156,9 +232,10 @@ def _run_scores(run) -> Table:
     if part
   ]
   return Table(
-    title=f'Scores of {run.name}',
+    title=f'Scores: {name}',
     header=('', 'instances', *(to_words(metric) for metric in metrics)),
     rows=rows,
+    folded=len(rows) > 2 * _FOLD,
   )
 
 
@@ -174,6 +251,19 @@ def parameter_tables(runs: Sequence[run_reading.RunFacts]) -> list[Table]:
     if run.facts.get('parameters'):
       first.setdefault(run.group, run)
   return [_parameter_table(run) for run in first.values()]
+
+
+def settings_table(run: run_reading.RunFacts) -> Table | None:
+  """Returns a run's settings; None where it says nothing of them."""
+  settings = run.facts.get('settings')
+  if not settings:
+    return None
+  return Table(
+    title=f'Settings of {run.name}',
+    header=('setting', 'value'),
+    rows=[(name, str(value)) for name, value in settings.items()],
+    folded=True,
+  )
 
 
 def _parameter_table(run) -> Table:

@@ -29,7 +29,8 @@ class RunFacts:
     name: the folder's path below the report's, such as 'mhr/seed0'.
     facts: what `run.json` holds; {} without it.
     metrics: the lines of `metrics.jsonl`.
-    scores: what `scores.json` holds, or None.
+    scores: what each `scores.json` holds, by the name of its sub-folder; ''
+      is the run's own folder.
     config_text: the resolved configuration, '' without it.
     weights: mixing weights by path of the linear, or None.
     tasks: names of the tasks of `weights`.
@@ -38,15 +39,25 @@ class RunFacts:
   name: str
   facts: Mapping[str, Any]
   metrics: list[dict[str, Any]]
-  scores: Mapping[str, Any] | None
+  scores: Mapping[str, Any]
   config_text: str
   weights: Mapping[str, np.ndarray] | None
   tasks: TaskTable | None
 
   @property
   def group(self) -> str:
-    """What the run has in common with its other seeds: its method."""
-    return self.facts.get('method') or self.name.partition('/')[0]
+    """What the run has in common with its other seeds.
+
+    METHOD of a folder METHOD/seedN; else the method, or the folder's name.
+    """
+    parent, slash, _ = self.name.rpartition('/')
+    return parent if slash else self.facts.get('method') or self.name
+
+  @property
+  def trains_backbone(self) -> bool:
+    """Whether the run trains the backbone, so that its loss is another one."""
+    parts = self.facts.get('parameters', ())
+    return any(p['trains'] and p['label'] == 'backbone' for p in parts)
 
 
 def read_run(folder: epath.PathLike, *, name: str = '') -> RunFacts:
@@ -59,11 +70,20 @@ def read_run(folder: epath.PathLike, *, name: str = '') -> RunFacts:
     name=name or folder.name,
     facts=read_json(folder / run_files.RUN_FILE) or {},
     metrics=reporting.read_metrics(folder),
-    scores=read_json(folder / run_files.SCORES_FILE),
+    scores=_read_scores(folder),
     config_text=config.read_text() if config.exists() else '',
     weights=weights,
     tasks=tasks,
   )
+
+
+def _read_scores(folder: epath.Path) -> dict[str, Any]:
+  children = sorted(folder.iterdir(), key=lambda path: path.name)
+  found = {'': read_json(folder / run_files.SCORES_FILE)}
+  for child in children:
+    if child.is_dir():
+      found[child.name] = read_json(child / run_files.SCORES_FILE)
+  return {name: scores for name, scores in found.items() if scores}
 
 
 def read_runs(folder: epath.PathLike) -> list[RunFacts]:

@@ -73,9 +73,11 @@ class _Page(html.parser.HTMLParser):
     return next(row for row in self.rows if row and row[0].strip() == name)
 
 
-def _make_run(folder, *, text: str = 'plain', method: str = 'mhr'):
+def _make_run(
+  folder, *, text: str = 'plain', method: str = 'mhr', trains: str = 'adapters'
+):
   tasks = TaskTable((f'{text} one', f'{text} two', f'{text} three'))
-  params = {'adapters': {text: np.zeros((4, 25), np.float32)}}
+  params = {trains: {text: np.zeros((4, 25), np.float32)}}
   reporting.write_run_folder(
     folder,
     reporting.RunDescription(
@@ -83,7 +85,7 @@ def _make_run(folder, *, text: str = 'plain', method: str = 'mhr'):
       summary=text,
       method=method,
       tasks=tasks,
-      parameters=reporting.parameter_rows(params, trains=('adapters',)),
+      parameters=reporting.parameter_rows(params, trains=(trains,)),
       settings={text: text},
       command=text,
       config_text=text,
@@ -102,7 +104,7 @@ def test_study_shows_means_spread_and_values(tmp_path):
   mhr = page.row('mhr')
   assert mhr[1] == '12,345'
   assert mhr[2] == '96.0 ± 1.0 [93.5, 98.5]\n95.0  96.0  97.0'
-  assert mhr[3] == '11.0\n11.0'
+  assert mhr[3] == '11.0'
   assert page.row('mhr_z')[2:4] == ['–', '–']
   assert page.row('untrained')[2:] == ['0.25'] * 3
   assert page.row('new_b') == ['new_b', '90.0']
@@ -110,12 +112,33 @@ def test_study_shows_means_spread_and_values(tmp_path):
 
 def test_untrained_by_phase_and_baselines():
   results = RESULTS | {
-    'untrained': {'few_shot': 1.5},
-    'baselines': {'copy the input': {'zero_shot': 34.1332}},
+    'untrained_by_phase': {
+      'multi_task': {'mean': 0.5, 'tasks': {}},
+      'few_shot': {'mean': 1.5, 'tasks': {'new_a': 1.0, 'new_b': 2.0}},
+    },
+    'baselines': {
+      'copy the input': {'mean': 34.1, 'tasks': {'new_a': 30, 'new_b': 38.2}},
+      'elsewhere': {'mean': 7.0, 'tasks': {'another': 7.0}},
+      'published': {'zero_shot': 50.0},
+    },
   }
   page = _Page(report.render_report('x', [], results=results))
-  assert page.row('untrained')[2:] == ['–', '–', '1.5']
-  assert page.row('copy the input')[2:] == ['–', '34.1', '–']
+  assert page.row('untrained')[2:] == ['0.50', '–', '1.5']
+  assert page.row('copy the input')[4] == '34.1'
+  assert page.row('elsewhere')[4] == '–'
+  assert page.row('published')[2:] == ['–', '50.0', '–']
+  assert page.row('task') == ['task', 'untrained', 'copy the input', 'mhr']
+  assert page.row('new_b') == ['new_b', '2.0', '38.2', '90.0']
+
+
+def test_gain_with_its_interval():
+  results = json.loads(json.dumps(RESULTS))
+  mhr = results['methods']['mhr']
+  mhr['few_shot']['gain'] = {'mean': 12.34, 'interval': [-1.0, 25.0]}
+  mhr['zero_shot']['gain'] = {'mean': 3.0, 'interval': [None, None]}
+  page = _Page(report.render_report('x', [], results=results))
+  rows = [row for row in page.rows if row and row[0] == 'mhr']
+  assert rows[1] == ['mhr', '–', '+3.0', '+12.3 [-1.0, +25.0]']
 
 
 def test_a_single_run_has_curves_routing_parameters_and_configuration(
@@ -127,7 +150,7 @@ def test_a_single_run_has_curves_routing_parameters_and_configuration(
     'mean_over_tasks': {'rouge_l': 40.0},
     'tasks': {'plain one': {'instances': 4, 'rouge_l': 50.0}},
   }
-  run_files.write_json(tmp_path / run_files.SCORES_FILE, scores)
+  run_files.write_json(tmp_path / 'few_shot' / run_files.SCORES_FILE, scores)
   text = report.write_report(tmp_path).read_text()
   page = _Page(text)
   for section in ('scores', 'curves', 'routing', 'parameters', 'configuration'):
@@ -141,7 +164,7 @@ def test_a_single_run_has_curves_routing_parameters_and_configuration(
 def test_a_study_finds_its_runs_in_subfolders(tmp_path):
   for seed in range(2):
     _make_run(tmp_path / 'mhr' / f'seed{seed}')
-  _make_run(tmp_path / 'backbone', method='')
+  _make_run(tmp_path / 'backbone', method='full', trains='backbone')
   run_files.write_json(tmp_path / 'results.json', RESULTS)
   text = report.write_report(tmp_path).read_text()
   assert 'Learning curves: mhr' in text
