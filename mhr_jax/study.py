@@ -36,7 +36,7 @@ from mhr_jax.evaluation import EvaluationSettings
 from mhr_jax.few_shot import FewShotSettings
 from mhr_jax.jobs import Adapters
 from mhr_jax.optim import OptimizerSettings
-from mhr_jax.study_results import CellScores, StudyResults
+from mhr_jax.study_results import Baseline, CellScores, StudyResults
 from mhr_jax.t5.config import T5Config
 from mhr_jax.task_data import TaskData
 from mhr_jax.task_table import TaskTable
@@ -135,7 +135,8 @@ class Study:
     few_shot: unseen tasks, with a few examples.
     evaluation: how texts are written.
     metric: of `metrics.METRICS`, whose mean over instances is reported.
-    baselines: scores of something else, by name and then by task.
+    baselines: scores of something else, by name, phase ('multi_task',
+      'zero_shot', 'few_shot') and task.
 
   Raises:
     UserError: a method is unknown or cannot be adapted as told.
@@ -154,9 +155,7 @@ class Study:
   few_shot: FewShot
   evaluation: EvaluationSettings
   metric: str = 'exact_match'
-  baselines: Mapping[str, Mapping[str, float]] = dataclasses.field(
-    default_factory=dict
-  )
+  baselines: Mapping[str, Baseline] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
     object.__setattr__(self, 'methods', tuple(self.methods))

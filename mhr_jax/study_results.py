@@ -4,7 +4,7 @@
 
     {"suite": "skills", "metric": "exact_match", "seeds": [0, 1, 2],
      "untrained": x, "untrained_by_phase": {"multi_task": x, …},
-     "baselines": {"copy_input": {"mean": x, "tasks": {…}}},
+     "baselines": {"copy": {"zero_shot": {"mean": x, "tasks": {…}}, …}},
      "methods": {"mhr": {"trainable_parameters": n,
        "multi_task": {"mean": x, "values": [x, …], "sd": x,
          "interval": [x, x], "gain": {…}, "tasks": {…}},
@@ -32,6 +32,7 @@ from mhr_jax.scores import Scores
 PHASES = ('multi_task', 'zero_shot', 'few_shot')
 CELLS_FOLDER = 'cells'
 
+Baseline = Mapping[str, Mapping[str, float]]  # phase, task
 Key = tuple[str, str, int]  # method (a row of the table), phase, seed
 
 
@@ -80,7 +81,7 @@ class StudyResults:
     metric: str,
     seeds: tuple[int, ...],
     methods: tuple[str, ...],
-    baselines: Mapping[str, Mapping[str, float]],
+    baselines: Mapping[str, Baseline],
     console: rich_console.Console | None = None,
   ):
     """Starts with no cells; those on disk are read when they are asked for.
@@ -91,7 +92,7 @@ class StudyResults:
       metric: what the scores are.
       seeds: in the order of the values.
       methods: in the order of the rows.
-      baselines: scores of something else, by name and task.
+      baselines: scores of something else, by name, phase and task.
       console: where to print.
     """
     self._run_dir = epath.Path(run_dir)
@@ -124,8 +125,11 @@ class StudyResults:
       phase: self._cells['untrained', phase, self._seeds[0]] for phase in PHASES
     }
     baselines = {
-      name: {'mean': float(np.mean(list(tasks.values()))), 'tasks': tasks}
-      for name, tasks in self._baselines.items()
+      name: {
+        phase: {'mean': float(np.mean(list(tasks.values()))), 'tasks': tasks}
+        for phase, tasks in phases.items()
+      }
+      for name, phases in self._baselines.items()
     }
     return {
       **self._facts,
@@ -202,10 +206,9 @@ class StudyResults:
     table.add_column('method')
     for name in ('trained few-shot', *PHASES):
       table.add_column(name.replace('_', '-'), justify='right')
-    untrained = results['untrained_by_phase']
-    table.add_row(
-      'untrained', '', *(f'{untrained[phase]["mean"]:.1f}' for phase in PHASES)
-    )
+    fixed = {'untrained': results['untrained_by_phase'], **results['baselines']}
+    for name, phases in fixed.items():
+      table.add_row(name, '', *(_cell_text(phases.get(p)) for p in PHASES))
     for name, row in results['methods'].items():
       count = row['trainable_parameters']
       table.add_row(
@@ -219,6 +222,6 @@ class StudyResults:
 def _cell_text(cell: Mapping[str, Any] | None) -> str:
   if cell is None:
     return '–'
-  if len(cell['values']) < 2:
+  if len(cell.get('values', ())) < 2:
     return f'{cell["mean"]:.1f}'
   return f'{cell["mean"]:.1f} ± {cell["sd"]:.1f}'

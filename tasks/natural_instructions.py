@@ -44,6 +44,7 @@ from typing import Any, Literal
 
 from etils import epath
 
+from mhr_jax import metrics
 from mhr_jax import vocabulary as vocabulary_lib
 from mhr_jax.data import registry, sources
 from mhr_jax.errors import UserError, nearest
@@ -187,6 +188,41 @@ def load_examples(
   }
   categories = task.get('Categories') or [None]
   return sources.TaskExamples(examples, category=categories[0])
+
+
+def score_copies(
+  folder: epath.PathLike, *, splits: SplitSettings | None = None
+) -> dict[str, dict[str, float]]:
+  """Scores the copy of an instance's own input as its answer: a baseline.
+
+  Args:
+    folder: as for `register`.
+    splits: likewise.
+
+  Returns:
+    ROUGE-L × 100 by phase of a study and file name: 'multi_task' is the
+    split validation, 'zero_shot' official_test, 'few_shot' test.
+  """
+  phases: Mapping[Role, Mapping[str, str]] = {
+    'train': {'multi_task': 'validation'},
+    'test': {'zero_shot': 'official_test', 'few_shot': 'test'},
+  }
+  scores: dict[str, dict[str, float]] = {}
+  for role, names in phases.items():
+    for path in _list_tasks(_absolute(folder), role):
+      chosen = choose_splits(
+        read_task_file(path)['Instances'],
+        role,
+        splits or SplitSettings(),
+        origin=path,
+      )
+      for phase, split in names.items():
+        values = metrics.rouge_l(
+          [one['input'] for one in chosen[split]],
+          [_references(one) for one in chosen[split]],
+        )
+        scores.setdefault(phase, {})[path.stem] = float(values.mean())
+  return scores
 
 
 def make_prompt(
