@@ -164,7 +164,7 @@ def test_a_single_run_has_curves_routing_parameters_and_configuration(
 def test_a_study_finds_its_runs_in_subfolders(tmp_path):
   for seed in range(2):
     _make_run(tmp_path / 'mhr' / f'seed{seed}')
-  _make_run(tmp_path / 'backbone', method='full', trains='backbone')
+  _make_run(tmp_path / 'backbone' / 'seed0', method='full', trains='backbone')
   run_files.write_json(tmp_path / 'results.json', RESULTS)
   text = report.write_report(tmp_path).read_text()
   assert 'Learning curves: mhr' in text
