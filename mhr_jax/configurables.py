@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from mhr_jax import commands, train
+from mhr_jax import commands, study, train
 from mhr_jax.adaptation import AdaptationSettings
 from mhr_jax.adapters import AdapterConfig
 from mhr_jax.data.mixture_settings import MixtureSettings
@@ -17,9 +17,14 @@ from mhr_jax.task_data import TaskData, TaskModule
 from mhr_jax.trainer import TrainSettings
 
 
-def roots() -> tuple[Callable, ...]:
-  """Returns what a command calls with its configured arguments."""
-  return (train.train, commands.adapt, commands.evaluate)
+def roots() -> dict[Callable, tuple[str, ...]]:
+  """Returns what commands call, each with what the command itself gives."""
+  return {
+    train.train: ('mode', 'config_change', 'config_text', 'command'),
+    commands.adapt: (),
+    commands.evaluate: (),
+    study.study: (),
+  }
 
 
 def all_configurables() -> tuple[Callable, ...]:
@@ -35,6 +40,10 @@ def all_configurables() -> tuple[Callable, ...]:
     LossSettings,
     MixtureSettings,
     OptimizerSettings,
+    study.FewShot,
+    study.Study,
+    study.TestSet,
+    study.Training,
     T5Config,
     TaskData,
     TaskModule,
