@@ -58,7 +58,9 @@ def write_report(
   """
   folder = epath.Path(folder)
   runs = run_reading.read_runs(folder)
-  results = run_reading.read_json(folder / run_files.RESULTS_FILE)
+  results = run_reading.read_json(folder / run_files.RESULTS_FILE) or {}
+  if 'methods' not in results:  # Those of something else, such as one `adapt`.
+    results = None
   page = render_report(
     folder.absolute().name, runs, results=results, heatmaps=heatmaps
   )

@@ -224,6 +224,8 @@ def test_hostile_text_stays_text(tmp_path):
 def test_an_empty_folder_says_so_and_a_missing_one_is_an_error(tmp_path):
   text = report.write_report(tmp_path).read_text()
   assert 'holds no results' in text
+  run_files.write_json(tmp_path / 'results.json', {'rouge_l': {'mean': 1.0}})
+  assert 'holds no results' in report.write_report(tmp_path).read_text()
   with pytest.raises(UserError, match='There is no folder'):
     report.write_report(tmp_path / 'missing')
 
