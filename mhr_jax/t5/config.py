@@ -108,8 +108,9 @@ def _check_sizes(config: T5Config) -> None:
   for name in _SIZE_FIELDS:
     value = getattr(config, name)
     if not isinstance(value, int) or value < 1:
-      raise errors.UserError(f'{name} must be a positive whole number, '
-                             f'not {value!r}.')  # fmt: skip
+      raise errors.UserError(
+        f'{name} must be a positive whole number, not {value!r}.'
+      )
   buckets = config.relative_attention_num_buckets
   if buckets < 4 or buckets % 2:
     raise errors.UserError(

@@ -123,7 +123,9 @@ def test_equals_transformers(hf_config, hf_params, hf_batch, name, num_beams):
   np.testing.assert_array_equal(tokens, expected)
 
 
-@pytest.mark.parametrize('scan_layers', [True, False])
+@pytest.mark.parametrize(
+  'scan_layers', [True, pytest.param(False, marks=pytest.mark.slow)]
+)
 def test_cached_steps_equal_full_decoding(scan_layers):
   config = dataclasses.replace(CONFIG, scan_layers=scan_layers)
   params = make_params()
@@ -171,41 +173,46 @@ def test_beams_equal_a_plain_search(num_beams, penalty):
   assert tokens.tolist() == [padded(prefix) for prefix in by_hand]
 
 
-@pytest.mark.parametrize('num_beams', [1, 3])
+@pytest.mark.parametrize(
+  'num_beams', [pytest.param(1, marks=pytest.mark.slow), 4]
+)
 def test_mixed_adapters_equal_each_example_alone(num_beams):
-  network, params, adapters = (
+  decode_with = functools.partial(
+    decode,
     network_lib.T5(CONFIG),
     make_params(),
-    make_adapters(),
+    settings=DecodingSettings(LENGTH, num_beams=num_beams),
   )
-  settings = DecodingSettings(LENGTH, num_beams=num_beams)
-  together = decode(network, params, TOKENS, adapters, settings)
+  adapters = make_adapters()
+  together = decode_with(TOKENS, adapters)
   for i in range(4):
     own = jax.tree.map(lambda leaf, i=i: leaf[:, i : i + 1], adapters)
-    alone = decode(network, params, TOKENS[i : i + 1], own, settings)
+    alone = decode_with(TOKENS[i : i + 1], own)
     np.testing.assert_array_equal(together[i], alone[0])
-  without = decode(network, params, TOKENS, None, settings)
+  without = decode_with(TOKENS, None)
   assert (np.asarray(without) != np.asarray(together)).any()
 
 
-@pytest.mark.parametrize('num_beams', [1, 2])
-def test_padding_rows_come_back_as_padding(num_beams):
+@pytest.mark.parametrize('num_beams', [1, 4])
+def test_a_row_of_padding_comes_back_as_padding(num_beams):
   settings = DecodingSettings(LENGTH, num_beams=num_beams)
   network, params = network_lib.T5(CONFIG), make_params()
-  wide = jnp.pad(TOKENS, ((0, 1), (0, 2)))
-  tokens = decode(network, params, wide, None, settings)
-  assert tokens[4].tolist() == [0] * LENGTH
   expected = decode(network, params, TOKENS, None, settings)
-  np.testing.assert_array_equal(tokens[:4], expected)
+  tokens = decode(network, params, TOKENS.at[3].set(0), None, settings)
+  assert tokens[3].tolist() == [0] * LENGTH
+  np.testing.assert_array_equal(tokens[:3], expected[:3])
 
 
-def test_beams_run_in_bfloat16():
+@pytest.mark.parametrize('num_beams', [1, 2])
+def test_bfloat16_is_accepted(num_beams):
   config = dataclasses.replace(CONFIG, dtype='bfloat16')
-  settings = DecodingSettings(LENGTH, num_beams=2)
-  tokens = decode(
-    network_lib.T5(config), make_params(), TOKENS, make_adapters(), settings
+  run = functools.partial(
+    decoding.decode_tokens,
+    network_lib.T5(config),
+    settings=DecodingSettings(LENGTH, num_beams=num_beams),
   )
-  assert tokens.shape == (4, LENGTH)
+  tokens = jax.eval_shape(run, make_params(), TOKENS, make_adapters())
+  assert (tokens.shape, tokens.dtype) == ((4, LENGTH), jnp.int32)
 
 
 def test_samples_have_the_network_s_frequencies():

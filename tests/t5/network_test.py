@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from mhr_jax.t5 import config as config_lib
@@ -17,6 +18,11 @@ CONFIG = config_lib.t5_config(
 )
 TOKENS = jnp.array([[5, 9, 3, 1, 0, 0], [7, 7, 2, 8, 4, 1], [6, 1, 0, 0, 0, 0]])
 TARGETS = jnp.array([[0, 4, 6, 8], [0, 9, 1, 0], [0, 3, 3, 3]])
+
+# Unrolled layers take long to compile, and run the same code.
+BOTH_LAYOUTS = pytest.mark.parametrize(
+  'scan_layers', [True, pytest.param(False, marks=pytest.mark.slow)]
+)
 
 
 @functools.cache
@@ -66,10 +72,30 @@ def test_logits_and_encoder_equal_transformers(hf_config, hf_params, hf_batch):
   np.testing.assert_allclose(logits, hf_batch['logits_f32'], atol=2e-5)
 
 
-@pytest.mark.parametrize('batch', [1, 3])
-def test_scanned_equals_unrolled_with_gradients(batch):
+def test_logits_equal_t5x_s(shared_dir):
+  """On a checkpoint that T5X wrote, unrolled, read without T5X."""
+  folder = shared_dir / 'fixtures' / 't5x_ocdbt_tiny' / 'unrolled'
+  state = ocp.PyTreeCheckpointer().restore(folder / 'checkpoint_3' / 'state')
+  with np.load(folder / 'fixture.npz') as arrays:
+    batch = dict(arrays)
+  config = config_lib.T5Config(
+    vocab_size=384,
+    emb_dim=24,
+    num_heads=3,
+    head_dim=8,
+    mlp_dim=48,
+    num_encoder_layers=3,
+    num_decoder_layers=2,
+    scan_layers=False,
+  )
+  inputs, targets = batch['encoder_input_tokens'], batch['decoder_input_tokens']
+  logits = apply(state['target'], inputs, targets, config=config)
+  np.testing.assert_allclose(logits, batch['logits'], atol=1e-5)
+
+
+def test_scanned_equals_unrolled_with_gradients():
   params = make_params()
-  adapters = make_adapters(batch=batch)
+  adapters = make_adapters()
   unrolled_config = dataclasses.replace(CONFIG, scan_layers=False)
 
   def loss(params, adapters, config):
@@ -176,7 +202,7 @@ def test_bfloat16_stays_near_and_keeps_float32_logits():
   assert encoded.dtype == jnp.bfloat16
 
 
-@pytest.mark.parametrize('scan_layers', [True, False])
+@BOTH_LAYOUTS
 def test_remat_and_adapters_made_in_the_layer_change_nothing(scan_layers):
   plain_config = dataclasses.replace(CONFIG, scan_layers=scan_layers)
   full_config = dataclasses.replace(plain_config, remat='full')
@@ -203,7 +229,7 @@ def test_remat_and_adapters_made_in_the_layer_change_nothing(scan_layers):
     np.testing.assert_allclose(2 * one, doubled, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize('scan_layers', [True, False])
+@BOTH_LAYOUTS
 def test_dropout_differs_by_key_and_layer(scan_layers):
   config = dataclasses.replace(
     CONFIG, dropout_rate=0.5, scan_layers=scan_layers
