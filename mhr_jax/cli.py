@@ -8,6 +8,7 @@ import argparse
 from collections.abc import Callable, Sequence
 import logging
 import os
+import pathlib
 import shlex
 import sys
 from typing import Any, NoReturn
@@ -28,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command; returns the exit code."""
   argv = list(sys.argv[1:] if argv is None else argv)
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  _keep_compiled_programs()
   # Orbax warns at every restore of what we store on purpose.
   logging.getLogger('absl').setLevel(logging.ERROR)
   try:
@@ -45,6 +47,18 @@ def main(argv: Sequence[str] | None = None) -> int:
   except BrokenPipeError:  # `mhr-jax tasks | head`
     sys.stderr.close()
   return 0
+
+
+def _keep_compiled_programs() -> None:
+  """Lets jax keep compiled programs, so that only a first run waits for them.
+
+  $JAX_COMPILATION_CACHE_DIR says where; an empty one keeps nothing.
+  """
+  name = 'JAX_COMPILATION_CACHE_DIR'
+  folder = pathlib.Path('~/.cache/mhr_jax/compiled').expanduser()
+  os.environ.setdefault(name, str(folder))
+  if 'jax' in sys.modules:  # It has read the environment already.
+    sys.modules['jax'].config.update(name.lower(), os.environ[name] or None)
 
 
 def split_bindings(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -304,7 +318,10 @@ def _run_show(options: argparse.Namespace) -> None:
 def _run_study(options: argparse.Namespace) -> None:
   from mhr_jax import study
 
-  _configure(options).call(study.study)
+  configuration = _configure(options)
+  given = {'command': options.command_line}
+  resolved = configuration.resolve(study.study, given=(*given, 'config_text'))
+  configuration.call(study.study, config_text=resolved.to_text(), **given)
 
 
 if __name__ == '__main__':

@@ -23,7 +23,7 @@ def roots() -> dict[Callable, tuple[str, ...]]:
     train.train: ('mode', 'config_change', 'config_text', 'command'),
     commands.adapt: (),
     commands.evaluate: (),
-    study.study: (),
+    study.study: ('config_text', 'command'),
   }
 
 

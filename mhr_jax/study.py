@@ -171,35 +171,44 @@ class Study:
         )
 
 
-def study(run_dir: str, *, settings: Study) -> StudyResults:
+def study(
+  run_dir: str, *, settings: Study, config_text: str = '', command: str = ''
+) -> StudyResults:
   """Runs a study, prints its table and writes its results and report.
 
   Args:
     run_dir: the study's folder; see `run_study`.
     settings: what to run.
+    config_text: the resolved configuration, kept in every run folder.
+    command: what started the study, for the model cards.
 
   Raises:
     UserError: something does not fit, or a folder holds another run.
   """
-  results = run_study(run_dir, settings)
+  results = run_study(
+    run_dir, settings, config_text=config_text, command=command
+  )
   path = results.write()
   results.print_table()
   results.say(f'{path}\n{report.write_report(run_dir)}')
   return results
 
 
-def run_study(run_dir: epath.PathLike, settings: Study) -> StudyResults:
+def run_study(
+  run_dir: epath.PathLike, settings: Study, **origin: str
+) -> StudyResults:
   """Runs what is missing of a study and returns all of its results.
 
   Args:
     run_dir: the study's folder: a run folder for each training, `cells/`, and
       the predictions of every evaluation.
     settings: what to run.
+    **origin: `config_text` and `command`, see `study`.
 
   Raises:
     UserError: something does not fit, or a folder holds another run.
   """
-  runner = _Runner(epath.Path(run_dir), settings)
+  runner = _Runner(epath.Path(run_dir), settings, origin)
   runner.evaluate_untrained()
   for seed in settings.seeds:
     for name in dict.fromkeys(
@@ -212,8 +221,11 @@ def run_study(run_dir: epath.PathLike, settings: Study) -> StudyResults:
 class _Runner:
   """Runs the cells of a study, each unless its result is there."""
 
-  def __init__(self, run_dir: epath.Path, settings: Study):
+  def __init__(
+    self, run_dir: epath.Path, settings: Study, origin: Mapping[str, str]
+  ):
     self._run_dir = run_dir
+    self._origin = origin
     self._study = settings
     self.results = StudyResults(
       run_dir,
@@ -398,6 +410,8 @@ class _Runner:
       optimizer=training.optimizer,
       backbone_from=backbone_from,
       start_from=start_from,
+      config_text=self._origin.get('config_text', ''),
+      command=self._origin.get('command', ''),
     )
     assert trained is not None  # It is no dry run.
     return trained
