@@ -61,7 +61,10 @@ setuptools.setup(
     *(f'mhr_jax.configs.{folder}' for folder in _CONFIG_FOLDERS),
   ],
   package_dir={'mhr_jax.tasks': 'tasks', 'mhr_jax.configs': 'configs'},
-  package_data={'mhr_jax.configs': ['**/*.gin'], 'mhr_jax.analysis': ['*.html']},
+  package_data={
+    'mhr_jax.configs': ['**/*.gin'],
+    'mhr_jax.analysis': ['*.html'],
+  },
   install_requires=_CORE,
   extras_require=_EXTRAS,
   entry_points={'console_scripts': ['mhr-jax = mhr_jax.cli:main']},

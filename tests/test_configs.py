@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import shlex
 
 import gin
 import jax
@@ -15,15 +16,6 @@ _CONFIGS = pathlib.Path(__file__).resolve().parents[1] / 'configs'
 _FILES = sorted(str(p.relative_to(_CONFIGS)) for p in _CONFIGS.rglob('*.gin'))
 _TINY = ['models/t5_1_1_tiny.gin']
 _MULTI_TASK = ['runs/multi_task.gin', 'presets/skills.gin']
-_RUN = ['RUN_DIR = "a"', 'BACKBONE_FROM = None']
-# What each kind of file needs beside it to be whole.
-_BESIDE = {
-  'models': ['methods/mhr.gin', *_MULTI_TASK],
-  'methods': [*_TINY, *_MULTI_TASK],
-  'runs': [*_TINY, 'methods/mhr.gin', 'presets/skills.gin'],
-  'presets': [*_TINY, 'methods/mhr.gin', 'runs/multi_task.gin'],
-}
-_ADAPT_ONLY = ('mhr_z', 'mhr_mu', 'poly_z', 'poly_mu')
 
 
 @pytest.fixture(autouse=True)
@@ -32,16 +24,17 @@ def _clean_gin():
   gin.clear_config()
 
 
-def _whole(name: str) -> list[str]:
-  """Returns the files that `name` is used with, itself among them."""
-  kind, _, last = name.partition('/')
-  if last in ('quickstart.gin', 'study.gin'):
-    return ['presets/quickstart.gin']
-  if last.removesuffix('.gin') in _ADAPT_ONLY:
-    return [name, 'runs/few_shot.gin', 'presets/skills.gin']
-  if kind == 'presets':
-    return [*_BESIDE[kind], name]
-  return [name, *_BESIDE[kind]]
+def _command(name: str) -> tuple[str, list[str], list[str]]:
+  """Returns the command of a file's header: its name, files and bindings."""
+  lines = (_CONFIGS / name).read_text().splitlines()
+  start = next(i for i, line in enumerate(lines) if 'Command:' in line)
+  text = lines[start].partition('Command:')[2]
+  while text.endswith('\\'):
+    start += 1
+    text = text[:-1] + lines[start].removeprefix('#')
+  argv, bindings = cli.split_bindings(shlex.split(text))
+  files = [a.partition('=')[2] for a in argv if a.startswith('--gin_file=')]
+  return argv[1], files, bindings
 
 
 def _parse(files, bindings=()):
@@ -71,17 +64,20 @@ def test_includes_have_two_levels_at_most(name):
 
 
 @pytest.mark.parametrize('name', _FILES)
-def test_a_file_with_its_companions_resolves(name):
-  bindings = [*_RUN]
-  if 'natural_instructions' in name:
-    bindings += ['NI_FOLDER = "x"', 'VOCABULARY = "bytes"']
-  parsed = _parse(_whole(name), bindings)
+def test_the_command_of_the_header_resolves(name):
+  command, files, bindings = _command(name)
+  parsed = _parse(files, bindings)
   assert any(file.endswith(name) for file in parsed.files)
-  given = configurables.roots()
-  roots = parsed.bound(given)
-  assert len(roots) == 1
-  text = parsed.resolve(roots[0], given=given[roots[0]]).to_text()
-  assert '(required)' not in text
+  roots = {root.__name__: root for root in configurables.roots()}
+  root = roots[command]
+  # A model or a method alone leaves open what the run is about.
+  part = name.startswith(('models/', 'methods/'))
+  resolved = parsed.resolve(
+    root,
+    given=configurables.roots()[root],
+    missing='show' if part else 'raise',
+  )
+  assert len(resolved.settings) > 20
 
 
 @pytest.mark.parametrize('name', [f for f in _FILES if 'models/' in f])
