@@ -24,7 +24,7 @@ types: setup
 	$(BIN)/pyrefly check
 
 test: setup
-	$(BIN)/python -m pytest -q -n $(JOBS) --durations=20
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist=loadfile --durations=20
 
 test-slow: setup
 	$(BIN)/python -m pytest -q --durations=20 -m 'slow or multiprocess'

@@ -42,7 +42,9 @@ def test_values_and_gradients_equal_the_formula(label_smoothing, z_loss):
   np.testing.assert_allclose(gradient, expected_gradient, atol=1e-12)
   np.testing.assert_allclose(total, 5.5)
   np.testing.assert_allclose(parts['nll_sum'], nll, rtol=1e-12)
-  np.testing.assert_allclose(np.asarray(parts['row_nll']).sum(), nll, rtol=1e-12)
+  np.testing.assert_allclose(
+    np.asarray(parts['row_nll']).sum(), nll, rtol=1e-12
+  )
   np.testing.assert_array_equal(parts['row_weights'], [2, 3.5, 0])
 
 
