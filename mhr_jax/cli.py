@@ -162,6 +162,13 @@ def _add_run_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     action='store_true',
     help='resume although settings differ',
   )
+  train.add_argument(
+    '--distributed',
+    nargs='?',
+    const='',
+    metavar='ADDRESS,COUNT,INDEX',
+    help='one of several processes; TPU pods and Slurm need no more than that',
+  )
   add('adapt', _run_adapt, 'adapt a run to new tasks (few-shot)', gin=True)
   add('evaluate', _run_evaluate, 'score a run on tasks', gin=True)
   predict = add(
@@ -241,7 +248,29 @@ def _run_prepare(options: argparse.Namespace) -> None:
     print(f'{row.outcome:14}  {row.task}  ({splits})')
 
 
+def join_processes(where: str) -> None:
+  """Joins the other processes of a run, before anything touches a device.
+
+  Args:
+    where: 'address:port,count,index', or '' where JAX knows by itself.
+
+  Raises:
+    UserError: it is neither.
+  """
+  import jax
+
+  if not where:
+    jax.distributed.initialize()
+    return
+  parts = where.split(',')
+  if len(parts) != 3 or not (parts[1] + parts[2]).isdigit():
+    raise UserError(f'--distributed={where}: it is ADDRESS:PORT,COUNT,INDEX.')
+  jax.distributed.initialize(parts[0], int(parts[1]), int(parts[2]))
+
+
 def _run_train(options: argparse.Namespace) -> None:
+  if options.distributed is not None:
+    join_processes(options.distributed)
   from mhr_jax import train
 
   configuration = _configure(options)

@@ -197,9 +197,7 @@ def run_job(
       task_table=job.task_table,
       vocabulary=job.vocabulary,
     )
-  if job.model.adapters is not None and job.model.adapters.has_routers:
-    weights = routing.task_mixing_weights(state.params, job.model.adapters)
-    routing.save_routing(job.run_dir, weights, job.task_table)
+  _save_routing(job, state.params)
   return Trained(
     job.model,
     state.params,
@@ -208,6 +206,15 @@ def run_job(
     job.run_dir,
     int(state.step),
   )
+
+
+def _save_routing(job: Job, params: Mapping[str, Any]) -> None:
+  """Keeps every task's mixing weights, for the report; a few kilobytes."""
+  adapters = job.model.adapters
+  if adapters is not None and adapters.has_routers:
+    weights = routing.task_mixing_weights(params, adapters)
+    if jax.process_index() == 0:
+      routing.save_routing(job.run_dir, weights, job.task_table)
 
 
 def flat_settings(values: Mapping[str, Any]) -> dict[str, str]:

@@ -24,6 +24,7 @@ def _clean_gin():
     (['train'], 'Which gin file?'),
     (['train', '--gin.STEPS'], '--gin.STEPS: a binding is --gin.NAME=value.'),
     (['train', '--gin_file=runs/multi_tsk.gin'], 'runs/multi_task.gin'),
+    (['train', '--distributed=a:1,2'], 'it is ADDRESS:PORT,COUNT,INDEX'),
     (['show', 'runs/multi_task.gin'], 'Add `--gin_file=configs/m'),
     (['show', 'methods/full.gin'], 'binds no parameter of a command'),
     (
