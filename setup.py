@@ -21,6 +21,7 @@ _CORE = [
   'rich>=13',
   'rouge-score>=0.1.2',
   'safetensors>=0.5',
+  'scipy>=1.13',
   'sentencepiece>=0.2.1',
   'tensorboard>=2.20',
   'tensorflow-datasets>=4.9.9',

@@ -189,7 +189,7 @@ def study(
     run_dir, settings, config_text=config_text, command=command
   )
   path = results.write()
-  results.print_table()
+  results.print_tables()
   results.say(f'{path}\n{report.write_report(run_dir)}')
   return results
 

@@ -27,6 +27,7 @@ from rich import console as rich_console
 from rich import table as rich_table
 
 from mhr_jax import aggregation, run_files
+from mhr_jax.analysis import report_tables
 from mhr_jax.scores import Scores
 
 PHASES = ('multi_task', 'zero_shot', 'few_shot')
@@ -196,32 +197,19 @@ class StudyResults:
     run_files.write_json(path, self.to_json())
     return path
 
-  def print_table(self) -> None:
-    """Prints one row a method: mean ± standard deviation over seeds."""
-    results = self.to_json()
-    table = rich_table.Table(
-      title=f'{results["suite"]}: {results["metric"]},'
-      f' mean ± sd over seeds {", ".join(map(str, results["seeds"]))}'
-    )
-    table.add_column('method')
-    for name in ('trained few-shot', *PHASES):
-      table.add_column(name.replace('_', '-'), justify='right')
-    fixed = {'untrained': results['untrained_by_phase'], **results['baselines']}
-    for name, phases in fixed.items():
-      table.add_row(name, '', *(_cell_text(phases.get(p)) for p in PHASES))
-    for name, row in results['methods'].items():
-      count = row['trainable_parameters']
-      table.add_row(
-        name,
-        '' if count is None else f'{count:,}',
-        *(_cell_text(row[phase]) for phase in PHASES),
-      )
-    self._console.print(table)
+  def print_tables(self) -> None:
+    """Prints the report's tables of scores, the long ones left out."""
+    for table in report_tables.score_tables([], self.to_json()):
+      if not table.folded:
+        self._console.print(_to_rich(table))
 
 
-def _cell_text(cell: Mapping[str, Any] | None) -> str:
-  if cell is None:
-    return '–'
-  if len(cell.get('values', ())) < 2:
-    return f'{cell["mean"]:.1f}'
-  return f'{cell["mean"]:.1f} ± {cell["sd"]:.1f}'
+def _to_rich(table: report_tables.Table) -> rich_table.Table:
+  shown = rich_table.Table(
+    title=table.title, caption=table.note, title_justify='left'
+  )
+  for i, name in enumerate(table.header):
+    shown.add_column(name, justify='left' if i == 0 else 'right')
+  for row in table.rows:
+    shown.add_row(*row)
+  return shown

@@ -153,7 +153,7 @@ def register(
         splits=splits,
         vocabulary=vocabulary,
       )
-      task = re.sub(r'\W', '_', f'{name}_{path.stem}')
+      task = _task_name(name, path)
       source = sources.ExampleSource(load, splits=names, files=[path])
       registry.add_task(task, source, vocabulary, module=__name__)
       tasks.append(task)
@@ -162,6 +162,10 @@ def register(
   for mixture, tasks in mixtures.items():
     registry.add_mixture(mixture, tasks, module=__name__)
   return mixtures
+
+
+def _task_name(name: str, path: epath.Path) -> str:
+  return re.sub(r'\W', '_', f'{name}_{path.stem}')
 
 
 def load_examples(
@@ -191,24 +195,28 @@ def load_examples(
 
 
 def score_copies(
-  folder: epath.PathLike, *, splits: SplitSettings | None = None
+  folder: epath.PathLike,
+  *,
+  names: Mapping[str, str],
+  splits: SplitSettings | None = None,
 ) -> dict[str, dict[str, float]]:
   """Scores the copy of an instance's own input as its answer: a baseline.
 
   Args:
     folder: as for `register`.
-    splits: likewise.
+    names: by phase of a study, the `name` its tasks were registered with.
+    splits: as for `register`.
 
   Returns:
-    ROUGE-L × 100 by phase of a study and file name: 'multi_task' is the
-    split validation, 'zero_shot' official_test, 'few_shot' test.
+    ROUGE-L × 100 by phase and task: 'multi_task' is the split validation,
+    'zero_shot' official_test, 'few_shot' test.
   """
   phases: Mapping[Role, Mapping[str, str]] = {
     'train': {'multi_task': 'validation'},
     'test': {'zero_shot': 'official_test', 'few_shot': 'test'},
   }
   scores: dict[str, dict[str, float]] = {}
-  for role, names in phases.items():
+  for role, splits_of in phases.items():
     for path in _list_tasks(_absolute(folder), role):
       chosen = choose_splits(
         read_task_file(path)['Instances'],
@@ -216,12 +224,13 @@ def score_copies(
         splits or SplitSettings(),
         origin=path,
       )
-      for phase, split in names.items():
+      for phase, split in splits_of.items():
         values = metrics.rouge_l(
           [one['input'] for one in chosen[split]],
           [_references(one) for one in chosen[split]],
         )
-        scores.setdefault(phase, {})[path.stem] = float(values.mean())
+        of_phase = scores.setdefault(phase, {})
+        of_phase[_task_name(names[phase], path)] = float(values.mean())
   return scores
 
 

@@ -6,7 +6,6 @@ import json
 
 import numpy as np
 import pytest
-import toy_text
 
 from mhr_jax import study as study_lib
 from mhr_jax.adaptation import AdaptationSettings
@@ -19,6 +18,9 @@ from mhr_jax.optim import OptimizerSettings
 from mhr_jax.t5.decoding import DecodingSettings
 from mhr_jax.task_data import TaskData
 from mhr_jax.trainer import TrainSettings
+from tests import toy_text
+
+pytestmark = pytest.mark.slow
 
 TRAINING, UNSEEN = ('old_a', 'old_b'), ('new_a', 'new_b')
 WIDTHS = {'input_length': 10, 'target_length': 6}

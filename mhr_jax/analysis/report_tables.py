@@ -63,7 +63,7 @@ def score_tables(
 
 def _method_table(results) -> Table:
   baselines = [_baseline_row('untrained', untrained_by_phase(results))] + [
-    _baseline_row(name, _baseline_by_phase(results, baseline))
+    _baseline_row(name, by_phase(baseline))
     for name, baseline in results.get('baselines', {}).items()
   ]
   methods = [
@@ -97,18 +97,6 @@ def by_phase(value: Any) -> dict[str, float | None]:
   if isinstance(value, Mapping):
     return {phase: _mean_of(value.get(phase)) for phase in PHASES}
   return dict.fromkeys(PHASES, value)
-
-
-def _baseline_by_phase(results, baseline) -> dict[str, float | None]:
-  """A baseline by tasks belongs to the phases that are about its tasks."""
-  if not isinstance(baseline, Mapping) or 'tasks' not in baseline:
-    return by_phase(baseline)
-  about = {
-    phase: set(tasks) <= set(baseline['tasks'])
-    for phase in PHASES
-    for tasks in [_tasks_of(results, phase)]
-  }
-  return {phase: baseline['mean'] if about[phase] else None for phase in PHASES}
 
 
 def _tasks_of(results, phase) -> list[str]:
@@ -199,7 +187,11 @@ def _task_columns(results, phase, tasks) -> dict[str, Mapping[str, float]]:
   untrained = results.get('untrained_by_phase', {}).get(phase) or {}
   cells = {
     'untrained': untrained,
-    **results.get('baselines', {}),
+    **{
+      name: baseline.get(phase) or {}
+      for name, baseline in results.get('baselines', {}).items()
+      if isinstance(baseline, Mapping)
+    },
     **{
       name: method.get(phase) or {}
       for name, method in results.get('methods', {}).items()

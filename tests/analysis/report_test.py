@@ -117,15 +117,15 @@ def test_untrained_by_phase_and_baselines():
       'few_shot': {'mean': 1.5, 'tasks': {'new_a': 1.0, 'new_b': 2.0}},
     },
     'baselines': {
-      'copy the input': {'mean': 34.1, 'tasks': {'new_a': 30, 'new_b': 38.2}},
-      'elsewhere': {'mean': 7.0, 'tasks': {'another': 7.0}},
+      'copy the input': {
+        'few_shot': {'mean': 34.1, 'tasks': {'new_a': 30, 'new_b': 38.2}}
+      },
       'published': {'zero_shot': 50.0},
     },
   }
   page = _Page(report.render_report('x', [], results=results))
   assert page.row('untrained')[2:] == ['0.50', '–', '1.5']
   assert page.row('copy the input')[4] == '34.1'
-  assert page.row('elsewhere')[4] == '–'
   assert page.row('published')[2:] == ['–', '50.0', '–']
   assert page.row('task') == ['task', 'untrained', 'copy the input', 'mhr']
   assert page.row('new_b') == ['new_b', '2.0', '38.2', '90.0']

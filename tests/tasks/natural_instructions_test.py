@@ -211,3 +211,15 @@ def test_the_real_subset(shared_dir, tmp_path):
   assert not references
   (one,) = registry.read_examples('real_task1146_country_capital', 'train', 1)
   assert one.inputs_pretokenized.endswith('\nOutput:')
+
+
+def test_copies_of_the_input_score_as_the_official_evaluation(shared_dir):
+  names = {'multi_task': 'a', 'zero_shot': 'b', 'few_shot': 'c'}
+  found = ni.score_copies(
+    shared_dir / 'data/natural_instructions_subset', names=names
+  )
+  zero_shot = found['zero_shot']
+  assert len(zero_shot) == 7
+  assert 'b_task1358_xlsum_title_generation' in zero_shot
+  mean = sum(zero_shot.values()) / 7  # All have 100 instances.
+  assert mean == pytest.approx(34.1332, abs=5e-5)
