@@ -315,7 +315,9 @@ def average_adapters(adapters: Adapters) -> Adapters:
     weights = jnp.full((layers, 1, splits, skills), 1 / skills)
     return _as_inventory(mix_adapter(inventory, weights))
 
-  return _map_inventories(average, adapters)
+  # These are parameters: not in an accelerator's fast float32.
+  with jax.default_matmul_precision('highest'):
+    return _map_inventories(average, adapters)
 
 
 def _as_inventory(pair):

@@ -234,15 +234,24 @@ def data_shard(mesh: Mesh) -> tuple[int, int]:
   """Returns (index, count): which part of each batch this process supplies.
 
   Processes that hold the same rows (where `model` reaches over processes) get
-  the same index.
+  the same index. Where a process's devices do not follow each other along
+  `data`, as on a torus of chips, its part stands in the batch where they do.
+
+  Raises:
+    UserError: two processes share some rows and not others.
   """
   rows = np.moveaxis(mesh.devices, mesh.axis_names.index(DATA_AXIS), 0)
-  here = jax.process_index()
-  mine = [
-    i for i, row in enumerate(rows)
-    if any(device.process_index == here for device in np.ravel(row))
-  ]  # fmt: skip
-  return mine[0] // len(mine), len(rows) // len(mine)
+  held: dict[int, list[int]] = {}
+  for i, row in enumerate(rows):
+    for process in sorted({device.process_index for device in np.ravel(row)}):
+      held.setdefault(process, []).append(i)
+  parts = sorted({tuple(mine) for mine in held.values()})
+  if {len(part) * len(parts) for part in parts} != {len(rows)}:
+    raise UserError(
+      'Processes share some rows of the batch and not others: choose another'
+      f' mesh than data={len(rows)}, model={mesh.devices.size // len(rows)}.'
+    )
+  return parts.index(tuple(held[jax.process_index()])), len(parts)
 
 
 def put_batch(

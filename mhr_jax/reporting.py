@@ -38,8 +38,10 @@ _PROTO = 'tensorboard.compat.proto.'
 class MetricsWriter:
   """Writes numbers to `metrics.jsonl` and to TensorBoard.
 
-  A run that resumes drops what was written about the steps it does again: an
-  interrupted run's file equals an uninterrupted one's, times apart.
+  A run that resumes drops what was written about the steps it does again. An
+  interrupted run's file has the lines of an uninterrupted one; what differs is
+  times and, where it resumed between two logs, the training numbers of the
+  first one after it: those are over the steps since it resumed.
   """
 
   def __init__(

@@ -21,6 +21,7 @@ from mhr_jax import (
   dry_run,
   reporting,
   run_files,
+  run_folder,
   trainer,
 )
 from mhr_jax.analysis import routing
@@ -162,7 +163,18 @@ def run_job(
   config_text: str = '',
   command: str = '',
 ) -> Trained:
-  """Trains a job and leaves a run folder that explains itself."""
+  """Trains a job and leaves a run folder that explains itself.
+
+  Raises:
+    UserError: the folder holds another run.
+  """
+  # Compared with what is there before anything there is written anew.
+  run_folder.write_description(
+    job.run_dir,
+    model=job.model,
+    task_table=job.task_table,
+    vocabulary=job.vocabulary,
+  )
   params = job.init_params()
   description = reporting.RunDescription(
     name=job.run_dir.name,

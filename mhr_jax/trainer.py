@@ -107,13 +107,14 @@ def fit(
       state, metrics = train_step(state, batch.arrays, key)
       meter.add(batch, metrics)
       done = batch.step + 1
-      if settings.is_due(done, settings.save_every):
-        meter.flush()
-        run.save(done, state)
+      # Before saving: what a kill cuts short is done again by who resumes.
       if evaluate and settings.is_due(done, settings.eval_every):
         meter.flush()
         meter.log(done, evaluate(done, state.params))
         meter.restart_clock()
+      if settings.is_due(done, settings.save_every):
+        meter.flush()
+        run.save(done, state)
       if signals.stop_after(done):
         meter.flush()
         run.save(done, state)

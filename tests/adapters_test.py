@@ -256,6 +256,15 @@ def test_the_average_is_the_mean_of_a_and_of_b_and_uniform_mixing():
   )
 
 
+def test_the_average_is_taken_in_full_precision_on_accelerators():
+  params = random_params()
+  program = jax.make_jaxpr(adapters.average_adapters)(params['adapters'])
+  products = [e for e in program.eqns if e.primitive.name == 'dot_general']
+  highest = jax.lax.Precision.HIGHEST
+  assert products
+  assert all(e.params['precision'] == (highest, highest) for e in products)
+
+
 def test_init_has_mttls_bounds_and_zero_b():
   config = AdapterConfig(1, 64, 4, rank=8)
   query = adapters.init_adapters(jax.random.key(0), config, LINEARS)['encoder'][

@@ -1,5 +1,7 @@
 """Meshes, and where parameters, optimizer state and batches live."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -115,6 +117,38 @@ def test_batches_are_split_over_data():
   assert partitioning.data_shard(mesh) == (0, 1)
   with pytest.raises(UserError, match='6 rows does not divide by the 4'):
     partitioning.put_batch({'x': rows[:6]}, mesh)
+
+
+@pytest.mark.parametrize(
+  ('processes', 'index', 'expected'),
+  [
+    ([[0], [0], [1], [1]], 1, (1, 2)),
+    ([[0], [0], [1], [1], [0], [0], [1], [1]], 0, (0, 2)),  # 2×2 chips a host
+    ([[0], [0], [1], [1], [0], [0], [1], [1]], 1, (1, 2)),
+    ([[0, 1], [0, 1], [2, 3], [2, 3]], 1, (0, 2)),
+    ([[0, 1], [0, 1], [2, 3], [2, 3]], 2, (1, 2)),
+    ([[0, 1, 2, 3]], 3, (0, 1)),
+  ],
+)
+def test_each_row_of_a_batch_comes_from_one_part(
+  processes, index, expected, monkeypatch
+):
+  monkeypatch.setattr(jax, 'process_index', lambda: index)
+  assert partitioning.data_shard(_mesh_of_processes(processes)) == expected
+
+
+def test_rows_that_processes_share_in_part_are_refused():
+  mesh = _mesh_of_processes([[0, 0], [0, 1], [1, 1]])
+  with pytest.raises(UserError, match='another mesh than data=3, model=2'):
+    partitioning.data_shard(mesh)
+
+
+def _mesh_of_processes(processes):
+  """A stand-in for a mesh over devices of several processes."""
+  devices = np.empty(np.shape(processes), object)
+  for place, process in np.ndenumerate(np.array(processes)):
+    devices[place] = types.SimpleNamespace(process_index=int(process))
+  return types.SimpleNamespace(devices=devices, axis_names=('data', 'model'))
 
 
 def test_checksum_does_not_depend_on_the_devices():

@@ -4,6 +4,7 @@ import functools
 import json
 import re
 
+from etils import epath
 import jax
 import numpy as np
 import pytest
@@ -129,6 +130,20 @@ def test_other_settings_are_refused_with_their_difference(
     mhr_run.run_dir, data, steps=3, mix_in='layer', **start
   )  # It changes no number.
   assert changed.step == 3
+
+
+def test_other_tasks_under_the_same_name_are_refused(
+  mhr_run, data, backbone_run, write_mixture
+):
+  before = (mhr_run.run_dir / 'tasks.json').read_text()
+  data_dir = epath.Path(data.data_dir)
+  write_mixture(data_dir, 'both', _TASKS[::-1], (1.0, 1.0))
+  try:
+    with pytest.raises(UserError, match='task 0 is one, now two'):
+      _train(mhr_run.run_dir, data, backbone_from=str(backbone_run.run_dir))
+  finally:
+    write_mixture(data_dir, 'both', _TASKS, (1.0, 1.0))
+  assert (mhr_run.run_dir / 'tasks.json').read_text() == before
 
 
 @pytest.mark.slow

@@ -268,6 +268,22 @@ def test_resuming_equals_not_stopping_bit_for_bit(tmp_path):
   _assert_equal(actual.opt_state, expected.opt_state)
 
 
+def test_an_evaluation_that_was_cut_short_is_done_again(tmp_path):
+  def evaluate(step, params):
+    del params
+    if not resumed and step == 20:
+      raise KeyboardInterrupt
+    return {'eval/loss': float(step)}
+
+  settings = {'save_every': 8, 'eval_every': 8}
+  resumed = False
+  with pytest.raises(KeyboardInterrupt):
+    _fit(run_dir=tmp_path, evaluate=evaluate, settings=settings)
+  resumed = True
+  _, logged = _fit(run_dir=tmp_path, evaluate=evaluate, settings=settings)
+  assert [step for step, numbers in logged if 'eval/loss' in numbers] == [20]
+
+
 def test_a_finished_run_is_not_run_again(tmp_path):
   first = toy.run(tmp_path, 20)
   again, logged = _fit(run_dir=tmp_path, batches=None)
