@@ -157,8 +157,11 @@ def build_job(
   row = methods.get_method(method)
   _check_start(row, backbone_from, start_from)
   found = data.resolve()
-  vocabulary = records.open_tasks(data.data_dir, found.tasks)[0].vocabulary
+  tasks = records.open_tasks(data.data_dir, found.tasks)
+  vocabulary = tasks[0].vocabulary
   _check_vocabulary(vocabulary, backbone)
+  if heldback is not None and settings.eval_every:
+    _check_heldback(heldback, tasks)
   table = TaskTable(found.tasks)
   mesh = partitioning.make_mesh(*mesh_shape)
   process_index, process_count = partitioning.data_shard(mesh)
@@ -240,6 +243,20 @@ def _check_start(
   ):
     if folder is not None and not epath.Path(folder).exists():
       raise UserError(f'{name}: there is no folder {folder}.')
+
+
+def _check_heldback(
+  heldback: HeldBackSettings, tasks: Sequence[records.PreparedTask]
+) -> None:
+  """Says before training what its first evaluation would fail at."""
+  split = heldback.split.partition('[')[0]
+  for task in tasks:
+    if split not in task.splits:
+      raise UserError(
+        f'Evaluation while training: task {task.name!r} has no split {split!r},'
+        f' only {", ".join(task.splits)}. Set HeldBackSettings.split, or'
+        ' TrainSettings.eval_every = 0 for none.'
+      )
 
 
 def _check_vocabulary(vocabulary: Vocabulary, backbone: T5Config) -> None:

@@ -167,6 +167,10 @@ def test_mu_goes_on_with_the_averaged_adapter(tmp_path, mhr_run, data):
       'The data has 359 token ids, the backbone 16',
     ),
     ({'mesh_shape': (3, 1)}, 'does not fit the'),
+    (
+      {'heldback': jobs.HeldBackSettings(split='dev[:9]')},
+      "task 'one' has no split 'dev', only train, validation, test",
+    ),
   ],
 )
 def test_mistakes_are_explained_before_anything_runs(
