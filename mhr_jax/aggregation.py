@@ -5,10 +5,10 @@ values says little: every summary keeps them. Intervals are Student's t over
 the values given, or a percentile bootstrap; the summary says which.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from scipy import special
@@ -103,8 +103,8 @@ def _interval(
 
 
 def paired_differences(
-  scores: Mapping[Hashable, float],
-  baseline: Mapping[Hashable, float],
+  scores: Mapping[Any, float],
+  baseline: Mapping[Any, float],
   *,
   interval: Interval = 't',
 ) -> Summary:

@@ -15,6 +15,7 @@ those that are missing.
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
+import json
 from typing import Literal
 
 from etils import epath
@@ -22,9 +23,11 @@ import jax
 
 from mhr_jax import (
   adaptation,
+  configuration_values,
   evaluation,
   few_shot,
   methods,
+  run_files,
   train,
 )
 from mhr_jax.adaptation import AdaptationSettings
@@ -36,11 +39,19 @@ from mhr_jax.evaluation import EvaluationSettings
 from mhr_jax.few_shot import FewShotSettings
 from mhr_jax.jobs import Adapters
 from mhr_jax.optim import OptimizerSettings
-from mhr_jax.study_results import Baseline, CellScores, StudyResults
+from mhr_jax.study_results import (
+  SHUFFLED,
+  Baseline,
+  CellScores,
+  StudyResults,
+)
 from mhr_jax.t5.config import T5Config
 from mhr_jax.task_data import TaskData
 from mhr_jax.task_table import TaskTable
 from mhr_jax.trainer import TrainSettings
+
+# What may differ when a study goes on: cells are by method and seed.
+_MAY_GROW = ('baselines', 'methods', 'seeds')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -208,6 +219,7 @@ def run_study(
   Raises:
     UserError: something does not fit, or a folder holds another run.
   """
+  _check_settings(epath.Path(run_dir), settings)
   runner = _Runner(epath.Path(run_dir), settings, origin)
   runner.evaluate_untrained()
   for seed in settings.seeds:
@@ -216,6 +228,32 @@ def run_study(
     ):
       runner.run_pretraining(methods.get_method(name), seed)
   return runner.results
+
+
+def _check_settings(run_dir: epath.Path, settings: Study) -> None:
+  """Notes what the cells of a folder were made with, or compares.
+
+  Raises:
+    UserError: they were made with other settings.
+  """
+  asked = {
+    field.name: getattr(settings, field.name)
+    for field in dataclasses.fields(settings)
+    if field.name not in _MAY_GROW
+  }
+  asked['adapters'] = settings.adapters(n_tasks=1)
+  values = train.flat_settings(asked)
+  path = run_dir / train.SETTINGS_FILE
+  if not path.exists():
+    run_files.write_json(path, values)
+    return
+  changed = configuration_values.diff(json.loads(path.read_text()), values)
+  if changed:
+    raise UserError(
+      f'{run_dir} holds a study with other settings:\n  '
+      + '\n  '.join(changed)
+      + '\nChoose another run_dir; seeds and methods alone may be added.'
+    )
 
 
 class _Runner:
@@ -264,7 +302,7 @@ class _Runner:
     run((name, 'multi_task', seed), lambda: self._multi_task(start(), seed))
     if pretrained.routing == 'learned':
       run(
-        (f'{name}, shuffled task ids', 'multi_task', seed),
+        (f'{name}{SHUFFLED}', 'multi_task', seed),
         lambda: self._multi_task(start(), seed, task_ids='shuffled'),
       )
     for method in map(methods.get_method, self._study.methods):

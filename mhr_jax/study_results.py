@@ -7,13 +7,15 @@
      "baselines": {"copy": {"zero_shot": {"mean": x, "tasks": {…}}, …}},
      "methods": {"mhr": {"trainable_parameters": n,
        "multi_task": {"mean": x, "values": [x, …], "sd": x,
-         "interval": [x, x], "gain": {…}, "tasks": {…}},
+         "interval": [x, x], "gain": {…}, "over_shuffled": {…},
+         "tasks": {…}},
        "zero_shot": …, "few_shot": …}}}
 
 Scores are from 0 to 100. A cell that is undefined for a method is null, never
 a number copied from another one. `untrained` is the backbone alone on the
 few-shot test set; `trainable_parameters` are those that few-shot adaptation
-trains. `gain` is over the backbone alone, with its 95 % interval over seeds.
+trains. `gain` is over the backbone alone, with its 95 % interval over seeds
+(of one backbone); `over_shuffled` over the same runs with shuffled task ids.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,6 +32,7 @@ from mhr_jax import aggregation, run_files
 from mhr_jax.analysis import report_tables
 from mhr_jax.scores import Scores
 
+SHUFFLED = ', shuffled task ids'
 PHASES = ('multi_task', 'zero_shot', 'few_shot')
 CELLS_FOLDER = 'cells'
 
@@ -148,8 +151,7 @@ class StudyResults:
     found = {row for row, _, _ in self._cells} - {'untrained'}
     ordered = []
     for method in self._methods:
-      shuffled = f'{method}, shuffled task ids'
-      ordered += [row for row in (method, shuffled) if row in found]
+      ordered += [r for r in (method, f'{method}{SHUFFLED}') if r in found]
     return ordered
 
   def _row(
@@ -170,25 +172,33 @@ class StudyResults:
   def _summary(
     self, row: str, phase: str, untrained: CellScores
   ) -> dict[str, Any] | None:
-    cells = [
-      self._cells[row, phase, seed]
-      for seed in self._seeds
-      if (row, phase, seed) in self._cells
-    ]
+    cells = self._of_seeds(row, phase)
     if not cells:
       return None
-    summary = aggregation.summarise([cell.score for cell in cells])
-    gain = aggregation.summarise([c.score - untrained.score for c in cells])
-    return {
+    scores = {seed: cell.score for seed, cell in cells.items()}
+    summary = aggregation.summarise(list(scores.values()))
+    found = {
       'mean': summary.mean,
       'values': summary.values,
       'sd': summary.sd,
       'interval': [summary.low, summary.high],
-      'gain': {'mean': gain.mean, 'interval': [gain.low, gain.high]},
-      'tasks': {
-        task: float(np.mean([cell.tasks[task] for cell in cells]))
-        for task in cells[0].tasks
-      },
+      'gain': _difference(scores, dict.fromkeys(scores, untrained.score)),
+    }
+    shuffled = self._of_seeds(f'{row}{SHUFFLED}', phase)
+    if shuffled:
+      without = {seed: cell.score for seed, cell in shuffled.items()}
+      found['over_shuffled'] = _difference(scores, without)
+    found['tasks'] = {
+      task: float(np.mean([cell.tasks[task] for cell in cells.values()]))
+      for task in next(iter(cells.values())).tasks
+    }
+    return found
+
+  def _of_seeds(self, row: str, phase: str) -> dict[int, CellScores]:
+    return {
+      seed: self._cells[row, phase, seed]
+      for seed in self._seeds
+      if (row, phase, seed) in self._cells
     }
 
   def write(self) -> epath.Path:
@@ -202,6 +212,13 @@ class StudyResults:
     for table in report_tables.score_tables([], self.to_json()):
       if not table.folded:
         self._console.print(_to_rich(table))
+
+
+def _difference(
+  scores: Mapping[int, float], baseline: Mapping[int, float]
+) -> dict[str, Any]:
+  found = aggregation.paired_differences(scores, baseline)
+  return {'mean': found.mean, 'interval': [found.low, found.high]}
 
 
 def _to_rich(table: report_tables.Table) -> rich_table.Table:

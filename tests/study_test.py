@@ -170,3 +170,23 @@ def test_a_method_without_adaptation_is_an_error(data_dir):
   settings = make_settings(data_dir)
   with pytest.raises(UserError, match="says nothing of 'poly'"):
     dataclasses.replace(settings, methods=('lora', 'poly'))
+
+
+def test_cells_of_other_settings_are_not_taken_for_these(finished, data_dir):
+  settings = make_settings(data_dir)
+  few = dataclasses.replace(
+    settings.few_shot,
+    settings=dataclasses.replace(settings.few_shot.settings, shots=5),
+  )
+  with pytest.raises(UserError, match='shots'):
+    study_lib.run_study(
+      finished[0], dataclasses.replace(settings, few_shot=few)
+    )
+
+
+def test_right_ids_are_compared_with_shuffled_ones_by_seed(finished):
+  rows = finished[1]['methods']
+  right = rows['mhr']['multi_task']
+  shuffled = rows['mhr, shuffled task ids']['multi_task']
+  difference = np.subtract(right['values'], shuffled['values']).mean()
+  assert right['over_shuffled']['mean'] == pytest.approx(difference)
