@@ -124,22 +124,6 @@ def adaptation_start(
   return dataclasses.replace(model, adapters=config), start
 
 
-def average_start(
-  model: RoutedT5, params: Mapping[str, Any]
-) -> tuple[RoutedT5, Params]:
-  """Returns the averaged adapter, to train on the training tasks (-mu).
-
-  What trains is `methods.trained_labels(method, 'average')`: one adapter a
-  linear, and no routing.
-
-  Raises:
-    UserError: the model has no adapters to average.
-  """
-  if model.adapters is None:
-    raise UserError('This model has no adapters to average.')
-  return evaluation.average_model(model, params)
-
-
 def zero_shot(
   model: RoutedT5,
   params: Mapping[str, Any],
@@ -153,7 +137,8 @@ def zero_shot(
   """Evaluates on unseen tasks as the method serves them.
 
   Args:
-    model: as it was pre-trained; for -mu, as `average_start` returned it.
+    model: as it was pre-trained; for -mu, as `evaluation.average_model`
+      returned it.
     params: its parameters; for -mu after the further training.
     method: the method.
     batches: instances of unseen tasks.

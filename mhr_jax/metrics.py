@@ -7,11 +7,10 @@ allenai/natural-instructions. Tokens and stems of ROUGE-L are those of the
 `rouge_score` package, which that script uses.
 """
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import functools
 import string
 import types
-from typing import Any
 
 import numpy as np
 
@@ -92,26 +91,6 @@ def score(
     name: float(np.mean(METRICS[name](predictions, references)))
     for name in metrics
   }
-
-
-def mean_by_group(
-  scores: Sequence[float] | np.ndarray, groups: Sequence[Hashable]
-) -> dict[Any, float]:
-  """Returns the mean score of each group, such as a task or a category.
-
-  Args:
-    scores: one an instance.
-    groups: the group of each instance.
-
-  Returns:
-    Means by group, in the order in which the groups first appear.
-  """
-  if len(scores) != len(groups):
-    raise UserError(f'{len(scores)} scores, but {len(groups)} groups.')
-  members: dict[Any, list[float]] = {}
-  for value, group in zip(scores, groups, strict=True):
-    members.setdefault(group, []).append(float(value))
-  return {group: float(np.mean(values)) for group, values in members.items()}
 
 
 def _best_over_references(

@@ -38,31 +38,23 @@ _PROTO = 'tensorboard.compat.proto.'
 class MetricsWriter:
   """Writes numbers to `metrics.jsonl` and to TensorBoard.
 
-  A run that resumes drops what was written about the steps it does again. An
-  interrupted run's file has the lines of an uninterrupted one; what differs is
-  times and, where it resumed between two logs, the training numbers of the
-  first one after it: those are over the steps since it resumed.
+  A run that resumes drops what was written about the steps it does again: all
+  from the first step on that it writes. An interrupted run's file has the
+  lines of an uninterrupted one; what differs is times and, where it resumed
+  between two logs, the training numbers of the first one after it: those are
+  over the steps since it resumed.
   """
 
-  def __init__(
-    self,
-    run_dir: epath.PathLike,
-    *,
-    resume_step: int | None = None,
-    tensorboard: bool = True,
-  ):
+  def __init__(self, run_dir: epath.PathLike, *, tensorboard: bool = True):
     """Prepares to write in `run_dir`; nothing is touched before `write`.
 
     Args:
       run_dir: the run folder.
-      resume_step: what was written up to this step is kept, 0 keeps nothing;
-        None keeps what lies before the first step that is written.
       tensorboard: also write TensorBoard's event files. They need the
         `tensorboard` package and no TensorFlow.
     """
     self._run_dir = epath.Path(run_dir)
     self._active = jax.process_index() == 0
-    self._resume_step = resume_step
     self._tensorboard = tensorboard
     self._lines: run_files.AppendFile | None = None
     self._events: _Events | None = None
@@ -81,14 +73,12 @@ class MetricsWriter:
       self._events.write(int(step), numbers)
 
   def _open(self, first_step: int) -> run_files.AppendFile:
-    last = self._resume_step
-    last = first_step - 1 if last is None else last
     kept = [
-      line for line in read_metrics(self._run_dir) if line['step'] <= last
+      line for line in read_metrics(self._run_dir) if line['step'] < first_step
     ]
     if self._tensorboard:
       folder = self._run_dir / run_files.TENSORBOARD_FOLDER
-      self._events = _Events(folder, first_step=last + 1)
+      self._events = _Events(folder, first_step=first_step)
     start = ''.join(_to_json(line) + '\n' for line in kept)
     return run_files.open_append(
       self._run_dir / run_files.METRICS_FILE, start=start.encode()

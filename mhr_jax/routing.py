@@ -349,28 +349,6 @@ def new_task_rows(
   return traverse_util.unflatten_dict(rows, sep='/')
 
 
-def extend_task_rows(
-  routers: Routers,
-  n_new: int,
-  *,
-  init: RowInit = 'uniform',
-  key: PRNGKeyArray | None = None,
-) -> Routers:
-  """Appends rows of new tasks behind the trained ones (`new_task_rows`)."""
-  return jax.tree.map(
-    lambda old, new: jnp.concatenate([old, new], axis=-3),
-    routers,
-    new_task_rows(routers, n_new, init=init, key=key),
-  )
-
-
-def select_task_rows(
-  routers: Routers, task_ids: Int[Array, 'chosen']
-) -> Routers:
-  """Returns routers that hold the rows of some tasks only, in that order."""
-  return jax.tree.map(lambda x: jnp.take(x, task_ids, axis=-3), routers)
-
-
 def router_logical_axes(
   linears: Mapping[str, HasLayers], scope: RouterScope
 ) -> PyTree[tuple[str, ...]]:

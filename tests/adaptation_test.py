@@ -333,6 +333,6 @@ def test_zero_shot_by_method(mhr):
     model, params, toy.make_batches(), toy.VOCABULARY, settings=average
   )
   assert run('mhr') == expected
-  assert run('mhr_mu', *adaptation.average_start(model, params)) == expected
+  assert run('mhr_mu', *evaluation.average_model(model, params)) == expected
   assert run('mhr_z') is None
   assert run('private') is None

@@ -56,13 +56,6 @@ def test_score_is_the_mean_of_each_metric():
   assert scores == {'exact_match': 50, 'rouge_l': 75}
 
 
-def test_mean_by_group_keeps_the_order_of_appearance():
-  means = metrics.mean_by_group([1, 2, 3, 6], ['b', 'a', 'b', 'a'])
-  assert list(means.items()) == [('b', 2), ('a', 4)]
-  with pytest.raises(UserError, match='4 scores, but 1 groups'):
-    metrics.mean_by_group([1, 2, 3, 6], ['b'])
-
-
 @pytest.mark.parametrize('references', [[['a']], [['a'], []], [['a'], 'b']])
 def test_missing_references_are_an_error(references):
   with pytest.raises(UserError, match='references'):
@@ -71,16 +64,13 @@ def test_missing_references_are_an_error(references):
 
 def test_copying_the_input_of_the_test_tasks_scores_as_published(shared_dir):
   folder = shared_dir / 'data/natural_instructions_subset'
-  inputs, references, tasks = [], [], []
+  inputs, references = [], []
   names = (folder / 'splits/default/test_tasks.txt').read_text().split()
   for name in names:
     task = json.loads((folder / f'tasks/{name}.json').read_text())
     for instance in task['Instances'][:100]:
       inputs.append(instance['input'])
       references.append(instance['output'])
-      tasks.append(name)
   scores = metrics.rouge_l(inputs, references)
   assert len(scores) == 700
   np.testing.assert_allclose(scores.mean(), 34.1332, atol=5e-5)
-  by_task = metrics.mean_by_group(scores, tasks)
-  np.testing.assert_allclose(np.mean(list(by_task.values())), scores.mean())

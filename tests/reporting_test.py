@@ -25,23 +25,13 @@ def test_metrics_come_back_in_order(tmp_path):
   assert lines[1]['train/grad_norm'] == 3.0
 
 
-def test_resume_drops_what_lies_after_the_checkpoint(tmp_path):
-  with reporting.MetricsWriter(tmp_path) as writer:
-    for step in range(1, 6):
-      writer.write(step, {'train/loss': step})
-  with reporting.MetricsWriter(tmp_path, resume_step=3) as writer:
-    writer.write(4, {'train/loss': 40.0})
-  losses = [line['train/loss'] for line in reporting.read_metrics(tmp_path)]
-  assert losses == [1.0, 2.0, 3.0, 40.0]
-
-
-def test_by_default_the_first_step_written_says_where_it_resumes(tmp_path):
-  for steps in (range(1, 6), range(4, 6)):
+def test_the_first_step_written_says_where_it_resumes(tmp_path):
+  for steps, factor in ((range(1, 6), 1.0), (range(4, 6), 10.0)):
     with reporting.MetricsWriter(tmp_path) as writer:
       for step in steps:
-        writer.write(step, {'train/loss': step})
-  lines = reporting.read_metrics(tmp_path)
-  assert [line['step'] for line in lines] == [1, 2, 3, 4, 5]
+        writer.write(step, {'train/loss': factor * step})
+  losses = [line['train/loss'] for line in reporting.read_metrics(tmp_path)]
+  assert losses == [1.0, 2.0, 3.0, 40.0, 50.0]
 
 
 def test_nothing_is_touched_before_the_first_number(tmp_path):
@@ -50,14 +40,6 @@ def test_nothing_is_touched_before_the_first_number(tmp_path):
   with reporting.MetricsWriter(tmp_path):
     pass
   assert len(reporting.read_metrics(tmp_path)) == 1
-
-
-def test_a_new_run_in_the_same_folder_starts_anew(tmp_path):
-  for loss in (1.0, 2.0):
-    with reporting.MetricsWriter(tmp_path, resume_step=0) as writer:
-      writer.write(5 * loss, {'train/loss': loss})
-  lines = reporting.read_metrics(tmp_path)
-  assert [line['train/loss'] for line in lines] == [2.0]
 
 
 def test_unfinished_last_line_is_ignored_and_others_are_errors(tmp_path):
@@ -111,7 +93,7 @@ def test_tensorboard_is_written_without_tensorflow(tmp_path):
 
 def test_a_store_without_append_gets_the_whole_file(tmp_path, monkeypatch):
   monkeypatch.setattr(run_files, 'is_remote', lambda path: True)
-  test_resume_drops_what_lies_after_the_checkpoint(tmp_path)
+  test_the_first_step_written_says_where_it_resumes(tmp_path)
 
 
 def _console(*, terminal: bool) -> tuple[rich_console.Console, io.StringIO]:

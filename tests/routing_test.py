@@ -258,14 +258,6 @@ def test_rows_of_new_tasks():
   assert not zeros['encoder']['mlp']['routing_logits'].any()
 
 
-def test_extended_rows_leave_the_trained_ones_alone():
-  routers = init('stack')
-  extended = routing.extend_task_rows(routers, 3, key=jax.random.key(2))
-  assert routing.count_tasks(extended) == 8
-  back = routing.select_task_rows(extended, jnp.arange(5))
-  jax.tree.map(np.testing.assert_array_equal, back, routers)
-
-
 def test_new_rows_say_what_is_missing():
   with pytest.raises(ValueError, match='needs a key'):
     routing.new_task_rows(init('model'), 1)
