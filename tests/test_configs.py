@@ -119,7 +119,7 @@ def test_a_method_builds_and_compiles(
   method, tmp_path, write_task, capsys, monkeypatch
 ):
   monkeypatch.chdir(tmp_path)
-  write_task(tmp_path, 'a_task')
+  write_task(tmp_path, 'a_task', train=20, validation=5)
   files = [*_TINY, f'methods/{method}.gin', *_MULTI_TASK]
   assert _dry_run(files, tmp_path, 'BACKBONE_FROM=None') == 0
   printed = capsys.readouterr().out
@@ -132,7 +132,7 @@ def test_a_method_builds_and_compiles(
 @pytest.mark.parametrize('method', ('full', 'lora', 'poly', 'private'))
 def test_the_other_methods_build_too(method, tmp_path, write_task, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  write_task(tmp_path, 'a_task')
+  write_task(tmp_path, 'a_task', train=20, validation=5)
   files = [*_TINY, f'methods/{method}.gin', *_MULTI_TASK]
   assert _dry_run(files, tmp_path, 'BACKBONE_FROM=None') == 0
 
@@ -153,7 +153,7 @@ def test_xl_builds_without_allocating(
   tmp_path, write_task, monkeypatch, capsys
 ):
   monkeypatch.chdir(tmp_path)
-  write_task(tmp_path, 'a_task')
+  write_task(tmp_path, 'a_task', train=20, validation=5)
   files = ['models/t5_1_1_xl.gin', 'methods/mhr.gin', *_MULTI_TASK]
   assert _dry_run(files, tmp_path, 'BACKBONE_FROM=None') == 0
   assert 'backbone/encoder' in capsys.readouterr().out
