@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import pathlib
-import sys
 
 import jax
 import numpy as np
@@ -14,9 +12,7 @@ from safetensors import numpy as safetensors
 from mhr_jax import adaptation, evaluation, methods, optim, side_by_side
 from mhr_jax.errors import UserError
 from mhr_jax.t5.decoding import DecodingSettings
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-import toy_text as toy
+import toy_text
 
 OPTIMIZER = optim.OptimizerSettings(
   learning_rates={'adapters': 1e-2, 'routers': 0.2, 'backbone': 1e-2},
@@ -30,13 +26,13 @@ EVALUATE = evaluation.EvaluationSettings(
 
 @pytest.fixture(scope='module')
 def mhr():
-  model = toy.make_model()
-  return model, toy.make_params(model)
+  model = toy_text.make_model()
+  return model, toy_text.make_params(model)
 
 
 @pytest.fixture(scope='module')
 def cells():
-  return toy.make_cells()
+  return toy_text.make_cells()
 
 
 def _adapt(trained, method, cells, settings=SETTINGS, **others):
@@ -44,7 +40,7 @@ def _adapt(trained, method, cells, settings=SETTINGS, **others):
     *trained,
     method,
     cells,
-    toy.VOCABULARY,
+    toy_text.VOCABULARY,
     settings=settings,
     evaluate=EVALUATE,
     **others,
@@ -143,7 +139,7 @@ def test_predictions_are_those_of_each_cells_own_parameters(
     one_task,
     {'backbone': params['backbone'], **result.trained},
     cells[-1].test,
-    toy.VOCABULARY,
+    toy_text.VOCABULARY,
     settings=EVALUATE,
   )
   assert list(result.predictions) == expected
@@ -203,22 +199,22 @@ def test_mu_starts_from_the_average(mhr):
 
 @pytest.mark.slow
 def test_full_trains_the_backbone(cells):
-  model = dataclasses.replace(toy.make_model(), adapters=None)
-  params = toy.make_params(model)
+  model = dataclasses.replace(toy_text.make_model(), adapters=None)
+  params = toy_text.make_params(model)
   results = _adapt((model, params), 'full', cells[:2])
   assert set(results[0].trained) == {'backbone'}
   expected = evaluation.predict(
     model,
     results[1].trained,
     cells[1].test,
-    toy.VOCABULARY,
+    toy_text.VOCABULARY,
     settings=EVALUATE,
   )
   assert list(results[1].predictions) == expected
 
 
 def test_adapters_without_a_model_that_has_some_is_an_error():
-  model = dataclasses.replace(toy.make_model(), adapters=None)
+  model = dataclasses.replace(toy_text.make_model(), adapters=None)
   with pytest.raises(UserError, match='Start from a run of mhr'):
     adaptation.adaptation_start(
       model, {'backbone': {}}, 'mhr_z', key=jax.random.key(0)
@@ -285,12 +281,12 @@ def test_non_finite_loss_names_the_cell_and_the_step(mhr, cells):
 
 
 def test_held_back_shots_give_a_loss_and_do_not_train(mhr):
-  cells = toy.make_cells(seeds=(0,), held_back=2)
+  cells = toy_text.make_cells(seeds=(0,), held_back=2)
   cell = cells[0]
   assert sum(len(batch.records) for batch in cell.held_back) == 2
   held_back = {r.inputs for b in cell.held_back for r in b.records}
   trained_on = {
-    toy.VOCABULARY.decode(row)
+    toy_text.VOCABULARY.decode(row)
     for row in cell.batches['encoder_input_tokens'].reshape(-1, 8)
   }
   assert len(trained_on) <= 4 and not held_back & trained_on
@@ -323,14 +319,18 @@ def test_zero_shot_by_method(mhr):
       model,
       params,
       method,
-      toy.make_batches(),
-      toy.VOCABULARY,
+      toy_text.make_batches(),
+      toy_text.VOCABULARY,
       settings=EVALUATE,
     )
 
   average = dataclasses.replace(EVALUATE, adapter='average')
   expected = evaluation.evaluate_generation(
-    model, params, toy.make_batches(), toy.VOCABULARY, settings=average
+    model,
+    params,
+    toy_text.make_batches(),
+    toy_text.VOCABULARY,
+    settings=average,
   )
   assert run('mhr') == expected
   assert run('mhr_mu', *evaluation.average_model(model, params)) == expected

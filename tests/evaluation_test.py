@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import pathlib
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +9,10 @@ import numpy as np
 import pytest
 from rouge_score import rouge_scorer
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-import toy_text as toy
-
 from mhr_jax import evaluation, partitioning
 from mhr_jax.errors import UserError
 from mhr_jax.t5.decoding import DecodingSettings
+import toy_text
 
 SETTINGS = evaluation.EvaluationSettings(
   decoding=DecodingSettings(max_new_tokens=6)
@@ -25,16 +21,16 @@ SETTINGS = evaluation.EvaluationSettings(
 
 @pytest.fixture(scope='module')
 def trained():
-  model = toy.make_model()
-  return model, toy.make_params(model)
+  model = toy_text.make_model()
+  return model, toy_text.make_params(model)
 
 
 def _predict(model, params, settings=SETTINGS, batches=None):
   return evaluation.predict(
     model,
     params,
-    toy.make_batches() if batches is None else batches,
-    toy.VOCABULARY,
+    toy_text.make_batches() if batches is None else batches,
+    toy_text.VOCABULARY,
     settings=settings,
   )
 
@@ -59,15 +55,15 @@ def test_predictions_equal_decoding_one_instance_at_a_time(trained):
   found = _predict(model, params)
   generate = jax.jit(lambda p, b: model.generate(p, b, SETTINGS.decoding))
   for prediction in found[::4]:
-    ids = toy.VOCABULARY.encode(prediction.input) + [1]
+    ids = toy_text.VOCABULARY.encode(prediction.input) + [1]
     tokens = np.zeros((1, 8), np.int32)
     tokens[0, : len(ids)] = ids
     batch = {
       'encoder_input_tokens': jnp.asarray(tokens),
-      'task_ids': jnp.array([toy.TASKS.id_of(prediction.task)]),
+      'task_ids': jnp.array([toy_text.TASKS.id_of(prediction.task)]),
     }
     out = generate(params, batch)
-    expected = toy.VOCABULARY.decode(np.asarray(out)[0].tolist()).strip()
+    expected = toy_text.VOCABULARY.decode(np.asarray(out)[0].tolist()).strip()
     assert prediction.prediction == expected
 
 
@@ -81,8 +77,8 @@ def test_every_instance_once_and_fillers_never(trained):
 def test_scores_equal_rouge_score_on_the_written_predictions(trained, tmp_path):
   found = evaluation.evaluate_generation(
     *trained,
-    toy.make_batches(),
-    toy.VOCABULARY,
+    toy_text.make_batches(),
+    toy_text.VOCABULARY,
     settings=SETTINGS,
     folder=tmp_path,
   )
@@ -102,7 +98,7 @@ def test_scores_equal_rouge_score_on_the_written_predictions(trained, tmp_path):
   assert found.overall['rouge_l'] == pytest.approx(np.mean(expected))
   assert found.overall['instances'] == 15
   written = json.loads((tmp_path / 'scores.json').read_text())
-  assert written['tasks'].keys() == set(toy.TASKS.names)
+  assert written['tasks'].keys() == set(toy_text.TASKS.names)
 
 
 @pytest.mark.parametrize('n', [2, 3, 8, 61])
@@ -126,9 +122,10 @@ def test_one_task_cannot_be_deranged():
 def test_shuffled_runs_each_task_with_another_ones_row(trained):
   settings = dataclasses.replace(SETTINGS, task_ids='shuffled', seed=5)
   shuffled = _predict(*trained, settings)
-  other = evaluation.derangement(len(toy.TASKS), 5)
+  other = evaluation.derangement(len(toy_text.TASKS), 5)
   by_hand = _predict(
-    *trained, batches=_with_task(toy.make_batches(), lambda ids: other[ids])
+    *trained,
+    batches=_with_task(toy_text.make_batches(), lambda ids: other[ids]),
   )
   assert shuffled == by_hand
   assert shuffled != _predict(*trained)
@@ -139,8 +136,8 @@ def test_average_adapter_equals_uniform_mixing(trained):
   averaged, average_params = evaluation.average_model(model, params)
   assert averaged.adapters.n_skills == averaged.adapters.n_splits == 1
   assert set(average_params) == {'backbone', 'adapters'}
-  uniform = toy.make_model(mixing='uniform')
-  (batch, *_) = toy.make_batches()
+  uniform = toy_text.make_model(mixing='uniform')
+  (batch, *_) = toy_text.make_batches()
   expected = _logits(uniform, params, batch)
   found = _logits(averaged, average_params, batch)
   np.testing.assert_allclose(found, expected, atol=2e-5)
@@ -167,9 +164,9 @@ def test_bad_settings_are_errors():
 
 def test_loss_equals_a_plain_loop_over_instances(trained):
   model, params = trained
-  found = evaluation.evaluate_loss(model, params, toy.make_batches())
+  found = evaluation.evaluate_loss(model, params, toy_text.make_batches())
   sums = {}
-  for batch in toy.make_batches():
+  for batch in toy_text.make_batches():
     logits = np.asarray(_logits(model, params, batch), np.float64)
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     for row, record in enumerate(batch.records):
@@ -189,9 +186,11 @@ def test_on_a_mesh_as_on_one_device(trained):
   found = partitioning.shardings(model.logical_axes(), mesh, params)
   spread = partitioning.put(params, found.tree)
   assert _predict(model, spread) == _predict(model, params)
-  one = evaluation.evaluate_loss(model, params, toy.make_batches(batch_size=6))
+  one = evaluation.evaluate_loss(
+    model, params, toy_text.make_batches(batch_size=6)
+  )
   other = evaluation.evaluate_loss(
-    model, spread, toy.make_batches(batch_size=6)
+    model, spread, toy_text.make_batches(batch_size=6)
   )
   assert one == pytest.approx(other, rel=1e-5)
 
@@ -199,7 +198,7 @@ def test_on_a_mesh_as_on_one_device(trained):
 def test_the_trainers_evaluate(trained):
   model, params = trained
   evaluate = evaluation.make_evaluate(
-    model, toy.make_batches, toy.VOCABULARY, settings=SETTINGS
+    model, toy_text.make_batches, toy_text.VOCABULARY, settings=SETTINGS
   )
   numbers = evaluate(10, params)
   assert list(numbers) == [
@@ -207,7 +206,7 @@ def test_the_trainers_evaluate(trained):
     'heldback/exact_match',
     'heldback/rouge_l',
   ]
-  losses = evaluation.make_evaluate(model, toy.make_batches, part='x')
+  losses = evaluation.make_evaluate(model, toy_text.make_batches, part='x')
   assert losses(10, params) == {'x/loss': numbers['heldback/loss']}
 
 
@@ -222,6 +221,6 @@ def test_one_compilation_a_shape(trained):
 
 
 def test_average_of_a_bare_backbone_is_itself():
-  model = dataclasses.replace(toy.make_model(), adapters=None)
+  model = dataclasses.replace(toy_text.make_model(), adapters=None)
   params = {'backbone': {}}
   assert evaluation.average_model(model, params) == (model, params)

@@ -14,9 +14,7 @@ import numpy as np
 import pytest
 
 from mhr_jax import checkpoints
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-import toy_training as toy
+import toy_training
 
 pytestmark = pytest.mark.multiprocess
 
@@ -54,7 +52,7 @@ def _wait(processes):
 
 
 def _restored(run_dir, steps):
-  template = toy.ToyModel().init()
+  template = toy_training.ToyModel().init()
   del template['backbone']
   return checkpoints.read_trainable(run_dir, steps, template)
 
@@ -66,7 +64,7 @@ def test_processes_equal_one(shape, tmp_path):
     _start(tmp_path / 'many', processes=processes, devices=devices, steps=12)
   )
   assert codes == [0] * processes, errors
-  one = toy.run(tmp_path / 'one', 12)
+  one = toy_training.run(tmp_path / 'one', 12)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
     _restored(tmp_path / 'many', 12),

@@ -18,7 +18,7 @@ from mhr_jax.optim import OptimizerSettings
 from mhr_jax.t5.decoding import DecodingSettings
 from mhr_jax.task_data import TaskData
 from mhr_jax.trainer import TrainSettings
-from tests import toy_text
+import toy_text
 
 pytestmark = pytest.mark.slow
 

@@ -3,10 +3,8 @@
 import functools
 import multiprocessing
 import os
-import pathlib
 import random
 import signal
-import sys
 import time
 
 import jax
@@ -19,9 +17,7 @@ from mhr_jax import checkpoints, optim, partitioning, train_state, trainer
 from mhr_jax.errors import UserError
 from mhr_jax.run_signals import Terminated
 from mhr_jax.task_table import TaskTable
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-import toy_training as toy
+import toy_training
 
 _KEY_SEED = 0
 
@@ -58,19 +54,21 @@ def _differs(a, b):
   return jax.tree.map(lambda x, y: bool((x != y).any()), a, b)
 
 
-def _fit(mesh_shape=(1, 1), *, steps=20, batches=toy.batches, **kwargs):
+def _fit(
+  mesh_shape=(1, 1), *, steps=20, batches=toy_training.batches, **kwargs
+):
   n = mesh_shape[0] * mesh_shape[1]
   logged = []
   fields = {'log_every': 1, **kwargs.pop('settings', {})}
   state = trainer.fit(
-    toy.ToyModel(),
-    kwargs.pop('params', None) or toy.ToyModel().init(),
+    toy_training.ToyModel(),
+    kwargs.pop('params', None) or toy_training.ToyModel().init(),
     batches,
     settings=trainer.TrainSettings(steps, **fields),
-    optimizer=kwargs.pop('optimizer', toy.OPTIMIZER),
+    optimizer=kwargs.pop('optimizer', toy_training.OPTIMIZER),
     mesh=partitioning.make_mesh(*mesh_shape, devices=jax.devices()[:n]),
     on_log=lambda step, metrics: logged.append((step, dict(metrics))),
-    **{'task_table': toy.TASKS} | kwargs,
+    **{'task_table': toy_training.TASKS} | kwargs,
   )
   return state, logged
 
@@ -84,7 +82,7 @@ def _fit(mesh_shape=(1, 1), *, steps=20, batches=toy.batches, **kwargs):
   ],
 )
 def test_only_labelled_leaves_change(trains, name):
-  before = toy.ToyModel().init()
+  before = toy_training.ToyModel().init()
   optimizer = optim.OptimizerSettings(name=name, warmup_steps=0)
   state, _ = _fit(steps=2, settings={'trains': trains}, optimizer=optimizer)
   for label, changed in _differs(state.params, before).items():
@@ -97,19 +95,19 @@ def test_only_labelled_leaves_change(trains, name):
 
 
 def test_the_caller_keeps_its_parameters():
-  params = toy.ToyModel().init()
+  params = toy_training.ToyModel().init()
   _fit(params=params)
-  _assert_equal(params, toy.ToyModel().init())
+  _assert_equal(params, toy_training.ToyModel().init())
 
 
 def test_training_reduces_the_loss_and_says_what_it_measures():
   _, logged = _fit(
-    batches=lambda step: toy.batches(0), settings={'log_every': 10}
+    batches=lambda step: toy_training.batches(0), settings={'log_every': 10}
   )
   assert [step for step, _ in logged] == [10, 20]
   values = [metrics['train/loss'] for _, metrics in logged]
   assert values[1] < values[0]
-  weights = toy.batches(0)['decoder_loss_weights']
+  weights = toy_training.batches(0)['decoder_loss_weights']
   last = logged[-1][1]
   assert last['train/examples'] == 10 * 8
   assert last['train/tokens'] == 10 * (8 * 4 + weights.sum())
@@ -153,16 +151,16 @@ def _gradient_step(accumulation, batch):
   )
   rule = optim.make_optimizer(settings, 1)
   trains = ('adapters', 'routers')
-  state = train_state.init_state(toy.ToyModel().init(), rule, trains)
+  state = train_state.init_state(toy_training.ToyModel().init(), rule, trains)
   step = train_state.make_train_step(
-    toy.ToyModel(), rule, accumulation=accumulation, z_loss=1e-3
+    toy_training.ToyModel(), rule, accumulation=accumulation, z_loss=1e-3
   )
   return step(state, batch, jax.random.key(_KEY_SEED))
 
 
 @pytest.mark.parametrize('n', [2, 8])
 def test_accumulation_equals_one_batch_with_unequal_token_counts(n):
-  batch = toy.batches(3)
+  batch = toy_training.batches(3)
   assert len(set(batch['decoder_loss_weights'].sum(1))) > 1
   whole, metrics = _gradient_step(1, batch)
   parts, metrics_of_parts = _gradient_step(n, batch)
@@ -173,7 +171,7 @@ def test_accumulation_equals_one_batch_with_unequal_token_counts(n):
 
 def test_accumulation_must_divide_the_batch():
   with pytest.raises(UserError, match='accumulation of 3 does not divide'):
-    _gradient_step(3, toy.batches(0))
+    _gradient_step(3, toy_training.batches(0))
 
 
 def test_accumulation_keeps_micro_batches_spread_over_devices():
@@ -183,21 +181,23 @@ def test_accumulation_keeps_micro_batches_spread_over_devices():
 
 
 def test_one_program_for_several_learning_rates_and_seeds():
-  rule = optim.make_optimizer(toy.OPTIMIZER, 10)
+  rule = optim.make_optimizer(toy_training.OPTIMIZER, 10)
   calls = []
 
-  class Counting(toy.ToyModel):
+  class Counting(toy_training.ToyModel):
     def loss(self, *args, **kwargs):
       calls.append(1)
       return super().loss(*args, **kwargs)
 
   step = train_state.make_train_step(Counting(), rule)
   for seed, rate in ((0, 0.1), (1, 0.2)):
-    params = toy.ToyModel().init(seed)
+    params = toy_training.ToyModel().init(seed)
     state = train_state.init_state(params, rule, ('adapters', 'routers'))
     for i in range(2):
       rates = {'adapters': jnp.float32(rate), 'routers': jnp.float32(rate)}
-      state, _ = step(state, toy.batches(i), jax.random.key(seed), rates)
+      state, _ = step(
+        state, toy_training.batches(i), jax.random.key(seed), rates
+      )
   assert len(calls) == 1
 
 
@@ -210,7 +210,7 @@ def test_the_step_is_compiled_once_in_a_run():
 
   def batches(step):
     counts.append(sum('backend_compile' in name for name in compiled))
-    return toy.batches(step)
+    return toy_training.batches(step)
 
   _fit((2, 4), batches=batches)
   assert counts[-1] == counts[6]
@@ -218,7 +218,7 @@ def test_the_step_is_compiled_once_in_a_run():
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_tasks(tmp_path):
   def batches(step):
-    batch = toy.batches(step)
+    batch = toy_training.batches(step)
     if step == 5:
       batch['task_ids'][:] = 1
       batch['task_ids'][2] = 3
@@ -246,10 +246,10 @@ def test_evaluation_during_training():
 
 
 def test_resuming_equals_not_stopping_bit_for_bit(tmp_path):
-  expected = toy.run(tmp_path / 'whole', 20)
+  expected = toy_training.run(tmp_path / 'whole', 20)
   messages = []
   with pytest.raises(RuntimeError, match='no more data'):
-    toy_batches = toy.batches
+    toy_batches = toy_training.batches
 
     def broken(step):
       if step == 10:
@@ -285,7 +285,7 @@ def test_an_evaluation_that_was_cut_short_is_done_again(tmp_path):
 
 
 def test_a_finished_run_is_not_run_again(tmp_path):
-  first = toy.run(tmp_path, 20)
+  first = toy_training.run(tmp_path, 20)
   again, logged = _fit(run_dir=tmp_path, batches=None)
   _assert_equal(first.params, again.params)
   assert logged == []
@@ -309,32 +309,33 @@ def test_sigterm_saves_and_ends_with_143(tmp_path):
       os.kill(os.getpid(), signal.SIGTERM)
 
   with pytest.raises(Terminated) as info:
-    toy.run(tmp_path, 20, save_every=100, on_log=on_log)
+    toy_training.run(tmp_path, 20, save_every=100, on_log=on_log)
   assert info.value.code == 143
   assert checkpoints.committed_steps(tmp_path) == (info.value.step,)
   assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
   _assert_equal(
-    toy.run(tmp_path, 20, save_every=100).params, toy.run(None, 20).params
+    toy_training.run(tmp_path, 20, save_every=100).params,
+    toy_training.run(None, 20).params,
   )
 
 
 def test_another_backbone_is_refused(tmp_path):
-  toy.run(tmp_path, 20)
-  params = toy.ToyModel().init()
+  toy_training.run(tmp_path, 20)
+  params = toy_training.ToyModel().init()
   params['backbone']['wi'] = params['backbone']['wi'].at[0, 0].add(1e-6)
   with pytest.raises(UserError, match='The frozen backbone is not the one'):
     _fit(params=params, run_dir=tmp_path)
 
 
 def test_another_task_table_is_refused(tmp_path):
-  toy.run(tmp_path, 20)
-  others = TaskTable(('subtract', *toy.TASKS.names[1:]))
+  toy_training.run(tmp_path, 20)
+  others = TaskTable(('subtract', *toy_training.TASKS.names[1:]))
   with pytest.raises(UserError, match='task 0 is add, now subtract'):
     _fit(run_dir=tmp_path, task_table=others)
 
 
 def test_frozen_parameters_keep_their_type(tmp_path):
-  params = toy.ToyModel().init()
+  params = toy_training.ToyModel().init()
   half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params['backbone'])
   state, _ = _fit(params=params | {'backbone': half}, run_dir=tmp_path)
   _assert_equal(state.frozen['backbone'], half)
@@ -343,10 +344,10 @@ def test_frozen_parameters_keep_their_type(tmp_path):
 
 
 def test_full_training_saves_the_backbone_with_each_step(tmp_path):
-  toy.run(tmp_path, 4, trains=('backbone', 'adapters', 'routers'))
+  toy_training.run(tmp_path, 4, trains=('backbone', 'adapters', 'routers'))
   assert not (tmp_path / 'backbone').exists()
   saved = checkpoints.restore_tree(
-    tmp_path / 'checkpoints' / '4' / 'trainable', toy.ToyModel().init()
+    tmp_path / 'checkpoints' / '4' / 'trainable', toy_training.ToyModel().init()
   )
   assert set(saved) == {'backbone', 'adapters', 'routers'}
 
@@ -372,7 +373,7 @@ def test_a_label_the_model_lacks():
 def _start(context, run_dir, steps, slow):
   done = context.Value('i', 0)
   process = context.Process(
-    target=toy.run_in_process, args=(str(run_dir), steps, slow, done)
+    target=toy_training.run_in_process, args=(str(run_dir), steps, slow, done)
   )
   process.start()
   return process, done
@@ -386,7 +387,9 @@ def test_killed_three_times_equals_uninterrupted(tmp_path):
   process, _ = _start(context, tmp_path / 'whole', steps, 0.0)
   process.join(120)
   assert process.exitcode == 0
-  where = toy.run(tmp_path / 'whole', steps)  # finished: only read back
+  where = toy_training.run(
+    tmp_path / 'whole', steps
+  )  # finished: only read back
   rng = random.Random()
   for i in range(3):
     run_dir = tmp_path / f'killed_{i}'
@@ -402,6 +405,6 @@ def test_killed_three_times_equals_uninterrupted(tmp_path):
     process, done = _start(context, run_dir, steps, 0.0)
     process.join(120)
     assert process.exitcode == 0, f'killed at {stop_at}'
-    again = toy.run(run_dir, steps)
+    again = toy_training.run(run_dir, steps)
     _assert_equal(again.params, where.params)
     _assert_equal(again.opt_state, where.opt_state)

@@ -1,8 +1,6 @@
 """Our adapters against PEFT's, with its parameters copied into ours."""
 
 import functools
-import pathlib
-import sys
 
 from flax import traverse_util
 import jax
@@ -15,9 +13,6 @@ from mhr_jax.adapters import AdapterConfig
 from mhr_jax.model import RoutedT5
 from mhr_jax.t5 import config as config_lib
 from mhr_jax.t5.decoding import DecodingSettings
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import random_t5
 import transformers_weights
 

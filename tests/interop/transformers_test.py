@@ -1,8 +1,6 @@
 """Our T5 against transformers', with random shapes and weights."""
 
 import functools
-import pathlib
-import sys
 
 import jax
 import numpy as np
@@ -10,8 +8,6 @@ import pytest
 
 from mhr_jax.model import RoutedT5
 from mhr_jax.t5.decoding import DecodingSettings
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import random_t5
 
 pytestmark = [

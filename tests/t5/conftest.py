@@ -1,14 +1,9 @@
 """The published-format tiny T5 in ../shared, with its names mapped to ours."""
 
-import pathlib
-import sys
-
 import numpy as np
 import pytest
 
 from mhr_jax.t5 import config as config_lib
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 import transformers_weights
 
 

@@ -1,13 +1,8 @@
 """Small T5s of random shape and weights, in transformers and in ours."""
 
-import pathlib
-import sys
-
 import numpy as np
 
 from mhr_jax.t5 import config as config_lib
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 import transformers_weights
 
 
