@@ -3,20 +3,34 @@
 Tasks are names. Where the data of a name is there already, no module that
 registers tasks is imported, and with it neither seqio nor TensorFlow; where it
 is missing, the task modules of the settings are, and the data is prepared.
+
+What a name was prepared with stands beside the data, so that data of other
+options is not taken for what the settings ask for:
+
+    <data_dir>/made_from/<name>.json    modules with their options, and the
+                                        fingerprint of each task they made
 """
 
 from collections.abc import Mapping, Sequence
 import dataclasses
 import importlib
+import json
+import logging
 from types import ModuleType
 from typing import Any, Literal
+from urllib import parse
+import uuid
 
 from etils import epath
 
+from mhr_jax import run_files
 from mhr_jax.data import record_format, records
 from mhr_jax.errors import UserError
 
 DEFAULT_DATA_DIR = 'data_cache'
+MADE_FROM = 'made_from'
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +81,9 @@ class TaskData:
     tasks: a mixture, a task, or a list of tasks.
     data_dir: the folder of all prepared data, local or in a bucket.
     modules: what registers the tasks; needed where they are not prepared.
-    prepare: when to prepare: what is missing, never, or whenever what the
-      data was made from has changed (which imports seqio at every start).
+    prepare: when to prepare: what is missing or was prepared with other
+      modules or options, never, or whenever what the data was made from has
+      changed (which imports seqio at every start).
   """
 
   tasks: str | Sequence[str]
@@ -100,10 +115,21 @@ class TaskData:
   def resolve(self) -> records.Mixture:
     """Returns the tasks, in the order of their ids; prepares what is missing.
 
+    What was prepared with other modules or options counts as missing.
+
     Raises:
       UserError: something is neither prepared nor registered.
     """
     found = None if self.prepare == 'stale' else self._find()
+    if found is not None and self.prepare == 'missing':
+      changed = _first_change(self)
+      if changed:
+        _log.warning(
+          '%s: what is stale is prepared again (prepare=%r keeps it as it is).',
+          changed,
+          'never',
+        )
+        found = None
     if found is None and self.prepare != 'never' and self.modules:
       prepare_tasks(self)
       found = self._find()
@@ -121,11 +147,7 @@ class TaskData:
     """Opens everything that is asked for, as one mixture."""
     tasks: dict[str, float] = {}
     for name in self.names:
-      if _is_mixture(self.data_dir, name):
-        mixture = records.open_mixture(self.data_dir, name)
-        tasks |= dict(zip(mixture.tasks, mixture.rates, strict=True))
-      else:
-        tasks[name] = 1.0
+      tasks |= _rates(self.data_dir, name)
     for task in tasks:
       records.open_task(self.data_dir, task)
     title = self.tasks if isinstance(self.tasks, str) else 'tasks'
@@ -148,7 +170,88 @@ def prepare_tasks(
   # seqio and TensorFlow are imported here and nowhere else in a run.
   from mhr_jax.data import prepare
 
-  return prepare.prepare(data.data_dir, data.names, remake=remake)
+  prepared = prepare.prepare(data.data_dir, data.names, remake=remake)
+  if data.modules:
+    for name in data.names:
+      _write_made_from(data, name)
+  return prepared
+
+
+def _first_change(data: TaskData) -> str | None:
+  """Says what else a name was prepared with than `data` asks for, if any.
+
+  A name without a record of that is taken as it is, and so is everything where
+  no modules are given.
+  """
+  asked = _modules_as_json(data)
+  for name in data.names if asked else ():
+    path = _made_from_path(data.data_dir, name)
+    if not path.exists():
+      continue
+    made = json.loads(path.read_text())
+    if made['modules'] != asked:
+      changed = _changed_options(made['modules'], asked)
+      return f'{name} was prepared with other {changed}'
+    if made['tasks'] != _fingerprints(data.data_dir, name):
+      return f'Tasks of {name} were since prepared with other options'
+  return None
+
+
+def _changed_options(
+  old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]
+) -> str:
+  """Returns 'modules', or which options of the same modules differ."""
+  if [each['name'] for each in old] != [each['name'] for each in new]:
+    return 'modules'
+  pairs = [(a['options'], b['options']) for a, b in zip(old, new, strict=True)]
+  names = [key for a, b in pairs for key in a | b if a.get(key) != b.get(key)]
+  return f'options ({", ".join(dict.fromkeys(names))})'
+
+
+def _write_made_from(data: TaskData, name: str) -> None:
+  """Writes what a name was prepared with; other processes may do the same."""
+  text = json.dumps(
+    {
+      'modules': _modules_as_json(data),
+      'tasks': _fingerprints(data.data_dir, name),
+    },
+    indent=1,
+  )
+  path = _made_from_path(data.data_dir, name)
+  if path.exists() and path.read_text() == text:
+    return
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.parent / f'{path.name}.{uuid.uuid4().hex}.partial'
+  partial.write_text(text)
+  partial.replace(path)
+
+
+def _made_from_path(data_dir: str, name: str) -> epath.Path:
+  file_name = parse.quote(name, safe='')
+  return epath.Path(data_dir) / MADE_FROM / f'{file_name}.json'
+
+
+def _modules_as_json(data: TaskData) -> list[dict[str, Any]]:
+  return [
+    {'name': module.name, 'options': run_files.to_json_value(module.options)}
+    for module in data.modules
+  ]
+
+
+def _fingerprints(data_dir: str, name: str) -> dict[str, str]:
+  """Returns what each task of a prepared name was made from, as a digest."""
+  return {
+    task: records.open_task(data_dir, task).fingerprint
+    for task in _rates(data_dir, name)
+  }
+
+
+def _rates(data_dir: str, name: str) -> dict[str, float]:
+  """Returns the tasks of a mixture with their rates, or of a task itself."""
+  if not _is_mixture(data_dir, name):
+    return {name: 1.0}
+  mixture = records.open_mixture(data_dir, name)
+  return dict(zip(mixture.tasks, mixture.rates, strict=True))
 
 
 def _is_mixture(data_dir: str, name: str) -> bool:
