@@ -128,8 +128,9 @@ def adapt(
   Raises:
     UserError: something is not there, or the method does not fit the run.
   """
-  run = _load(run_dir, step)
   row = methods.get_method(method)
+  run_folder.check_pretraining(run_dir, row)
+  run = _load(run_dir, step)
   found = data.resolve()
   tasks = few_shot.open_few_shot_tasks(
     data.data_dir,

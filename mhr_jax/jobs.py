@@ -243,6 +243,8 @@ def _check_start(
   ):
     if folder is not None and not epath.Path(folder).exists():
       raise UserError(f'{name}: there is no folder {folder}.')
+  if start_from is not None:
+    run_folder.check_pretraining(start_from, method)
 
 
 def _check_heldback(

@@ -20,7 +20,7 @@ import warnings
 from etils import epath
 import jax
 
-from mhr_jax import checkpoints, frozen, partitioning, run_files
+from mhr_jax import checkpoints, frozen, methods, partitioning, run_files
 from mhr_jax import vocabulary as vocabulary_lib
 from mhr_jax.adapters import AdapterConfig
 from mhr_jax.errors import UserError
@@ -214,6 +214,39 @@ def read_task_table(run_dir: epath.PathLike) -> TaskTable | None:
   """Returns the task table of a run folder; None where there is none."""
   path = checkpoints.absolute(run_dir) / run_files.TASKS_FILE
   return TaskTable.from_json(path.read_text()) if path.exists() else None
+
+
+def check_pretraining(
+  run_dir: epath.PathLike, method: str | methods.Method
+) -> None:
+  """Refuses a method that does not start from what a run trained.
+
+  A folder that does not say what trained it (`run.json`) is not checked.
+
+  Args:
+    run_dir: the run folder to start from.
+    method: what goes on with it.
+
+  Raises:
+    UserError: the run is of another method's pre-training.
+  """
+  method = methods.get_method(method)
+  path = checkpoints.absolute(run_dir) / run_files.RUN_FILE
+  if not path.exists():
+    return
+  done = json.loads(path.read_text()).get('method')
+  if done is None or done in (method.name, method.pretrain_as):
+    return
+  fitting = [
+    each.name
+    for each in methods.METHODS.values()
+    if done in (each.name, each.pretrain_as)
+  ]
+  raise UserError(
+    f'{run_dir} is a run of {done}, and {method.name} starts from a run of'
+    f' {method.pretrain_as}. What starts from a run of {done}:'
+    f' {", ".join(fitting) or "nothing known"}.'
+  )
 
 
 def load_run(

@@ -237,3 +237,34 @@ def test_only_adapters_and_routers_change(run, params):
 def test_accumulation_equals_one_batch(run, params):
   _, losses = _fit(_MODEL, params, accumulation=4)
   np.testing.assert_allclose(losses, run.losses, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  'done, method, fits',
+  [
+    ('mhr', 'mhr', True),
+    ('mhr', 'mhr_z', True),
+    ('mhr', 'mhr_mu', True),
+    ('mhr_mu', 'mhr_mu', True),
+    (None, 'poly', True),
+    ('poly', 'mhr_z', False),
+    ('mhr', 'lora', False),
+    ('mhr', 'full', False),
+    ('mhr_mu', 'mhr_z', False),
+  ],
+)
+def test_a_method_starts_from_its_own_pretraining(tmp_path, done, method, fits):
+  run_folder.check_pretraining(tmp_path, method)  # The folder does not say.
+  facts = {} if done is None else {'method': done}
+  (tmp_path / 'run.json').write_text(json.dumps(facts))
+  if fits:
+    run_folder.check_pretraining(tmp_path, method)
+    return
+  with pytest.raises(UserError, match=f'is a run of {done}, and {method} '):
+    run_folder.check_pretraining(tmp_path, method)
+
+
+def test_the_methods_that_would_fit_are_listed(tmp_path):
+  (tmp_path / 'run.json').write_text('{"method": "poly"}')
+  with pytest.raises(UserError, match='run of poly: poly, poly_z, poly_mu[.]'):
+    run_folder.check_pretraining(tmp_path, 'mhr_z')

@@ -227,11 +227,10 @@ def test_evaluate_refuses_tasks_the_routing_does_not_know(mhr_run, data):
     )
 
 
-@pytest.mark.slow
-def test_adapt_writes_results_by_seed(mhr_run, data):
-  results = commands.adapt(
-    str(mhr_run.run_dir),
-    method='mhr_z',
+def _adapt(run, data, method):
+  return commands.adapt(
+    str(run.run_dir),
+    method=method,
     data=TaskData(tasks='new', data_dir=data.data_dir),
     few_shot_settings=FewShotSettings(
       input_length=8,
@@ -245,6 +244,21 @@ def test_adapt_writes_results_by_seed(mhr_run, data):
     adaptation_settings=AdaptationSettings(),
     evaluation_settings=_TEXTS,
   )
+
+
+def test_a_run_of_another_method_is_not_gone_on_with(tmp_path, mhr_run, data):
+  with pytest.raises(UserError, match='is a run of mhr, and poly_z starts'):
+    _adapt(mhr_run, data, 'poly_z')
+  with pytest.raises(UserError, match='is a run of mhr, and poly starts'):
+    _train(
+      tmp_path / 'run', data, method='poly', start_from=str(mhr_run.run_dir)
+    )
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.slow
+def test_adapt_writes_results_by_seed(mhr_run, data):
+  results = _adapt(mhr_run, data, 'mhr_z')
   assert [(each.task, each.seed) for each in results] == [
     ('new', 0),
     ('new', 1),
