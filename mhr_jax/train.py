@@ -26,6 +26,7 @@ from mhr_jax import (
 )
 from mhr_jax.analysis import routing
 from mhr_jax.data.mixture_settings import MixtureSettings
+from mhr_jax.data.read_ahead import ReadAhead
 from mhr_jax.errors import UserError
 from mhr_jax.jobs import Adapters, HeldBackSettings, Job, build_job
 from mhr_jax.model import MixIn, RoutedT5
@@ -189,7 +190,10 @@ def run_job(
   reporting.write_run_folder(job.run_dir, description)
   if jax.process_index() == 0:
     run_files.write_json(job.run_dir / SETTINGS_FILE, values)
-  with reporting.RunLog(job.run_dir, job.settings.steps) as log:
+  with (
+    reporting.RunLog(job.run_dir, job.settings.steps) as log,
+    ReadAhead(job.loader) as batches,
+  ):
     log.say(
       f'{job.loader.n_examples} examples of {len(job.task_table)} tasks,'
       f' {job.loader.steps_per_epoch} steps an epoch,'
@@ -198,7 +202,7 @@ def run_job(
     state = trainer.fit(
       job.model,
       params,
-      job.loader.batch,
+      batches,
       settings=job.settings,
       optimizer=job.optimizer,
       run_dir=job.run_dir,

@@ -1,7 +1,7 @@
 """Batches made ahead of their use, by grain in background threads."""
 
-from collections.abc import Iterator
 import sys
+import threading
 
 import grain
 
@@ -35,7 +35,8 @@ class ReadAhead:
   """`loader.batch` for steps that mostly follow each other, without waiting.
 
   Calling it with any other step than the next one is right too and starts
-  reading there anew.
+  reading there anew. Close it, or use it in a `with` statement, so that its
+  threads end.
   """
 
   def __init__(self, loader: Loader, *, threads: int = 2, depth: int = 4):
@@ -51,12 +52,40 @@ class ReadAhead:
       num_threads=threads, prefetch_buffer_size=depth
     )
     self._next: int | None = None
-    self._batches: Iterator[Batch] = iter(())
+    self._batches: grain.DatasetIterator[Batch] | None = None
+    # Who closes may be another thread than the one that waits for a batch.
+    self._lock = threading.Lock()
+    self._closed = False
 
   def __call__(self, step: int) -> Batch:
-    """Returns the batch of a step."""
-    if step != self._next:
-      dataset = batch_dataset(self._loader, step)
-      self._batches = iter(dataset.to_iter_dataset(self._options))
-    self._next = step + 1
-    return next(self._batches)
+    """Returns the batch of a step.
+
+    Raises:
+      RuntimeError: it is closed.
+    """
+    with self._lock:
+      if self._closed:
+        raise RuntimeError('ReadAhead is closed.')
+      if self._batches is None or step != self._next:
+        self._stop()
+        dataset = batch_dataset(self._loader, step)
+        self._batches = iter(dataset.to_iter_dataset(self._options))
+      self._next = step + 1
+      return next(self._batches)
+
+  def __enter__(self) -> 'ReadAhead':
+    return self
+
+  def __exit__(self, *exc_info: object):
+    self.close()
+
+  def close(self) -> None:
+    """Ends the threads, each after the batch it is at; again: no-op."""
+    with self._lock:
+      self._closed = True
+      self._stop()
+
+  def _stop(self) -> None:
+    if self._batches is not None:
+      self._batches.close()
+    self._batches = None
