@@ -15,7 +15,7 @@ import numpy as np
 from mhr_jax import optim, partitioning
 from mhr_jax.data import ordered, records
 from mhr_jax.jobs import Job
-from mhr_jax.train_state import TrainState, make_train_step, split_params
+from mhr_jax.train_state import make_train_step, plan_state
 
 _TASKS_SHOWN = 8
 _CHARACTERS_SHOWN = 160
@@ -36,7 +36,7 @@ def describe(job: Job) -> str:
     *found.notes,
     '\n'.join(_data_lines(job)),
     '\n'.join(_example_lines(job)),
-    '\n'.join(_memory_lines(job, params, found.tree)),
+    '\n'.join(_memory_lines(job, params)),
   ]
   return '\n\n'.join(part for part in parts if part)
 
@@ -149,11 +149,9 @@ def _decoded(job: Job, ids: np.ndarray) -> str:
   return f'{text} ({int((ids != 0).sum())} tokens)'
 
 
-def _memory_lines(
-  job: Job, params: Mapping[str, Any], places: Mapping[str, Any]
-) -> Iterator[str]:
+def _memory_lines(job: Job, params: Mapping[str, Any]) -> Iterator[str]:
   """Yields what the compiled step takes on a device."""
-  memory = _compile_step(job, params, places).memory_analysis()
+  memory = _compile_step(job, params).memory_analysis()
   if memory is None:
     yield 'memory       not known on this platform'
     return
@@ -167,28 +165,15 @@ def _memory_lines(
   )
 
 
-def _compile_step(
-  job: Job, params: Mapping[str, Any], places: Mapping[str, Any]
-) -> Any:
+def _compile_step(job: Job, params: Mapping[str, Any]) -> Any:
   """Compiles the training step for the job's devices, without any values."""
   rule = optim.make_optimizer(job.optimizer, job.settings.steps)
-  trainable, frozen = jax.eval_shape(
-    lambda tree: split_params(tree, job.settings.trains), dict(params)
-  )
-  opt_state = jax.eval_shape(rule.init, trainable)
-  state_places = TrainState(
-    partitioning.replicated(job.mesh),
-    {label: places[label] for label in trainable},
-    {label: places[label] for label in frozen},
-    partitioning.train_state_shardings(opt_state, places, params, job.mesh),
-  )
-  step = jax.ShapeDtypeStruct((), np.int32)
-  state = jax.tree.map(
-    lambda leaf, place: jax.ShapeDtypeStruct(
-      leaf.shape, leaf.dtype, sharding=place
-    ),
-    TrainState(step, trainable, frozen, opt_state),
-    state_places,
+  state, places, _ = plan_state(
+    params,
+    rule,
+    job.settings.trains,
+    mesh=job.mesh,
+    logical_axes=job.model.logical_axes(),
   )
   train_step = make_train_step(
     job.model,
@@ -196,7 +181,7 @@ def _compile_step(
     accumulation=job.settings.accumulation,
     label_smoothing=job.settings.label_smoothing,
     z_loss=job.settings.z_loss,
-    places=state_places,
+    places=places,
   )
   rows = partitioning.batch_sharding(job.mesh)
   batch = {
@@ -204,8 +189,7 @@ def _compile_step(
     for name, array in job.loader.batch(0).items()
   }
   key = jax.eval_shape(lambda: jax.random.key(0))
-  compiled = jax.jit(train_step, donate_argnums=0)
-  return compiled.lower(state, batch, key).compile()
+  return train_step.lower(state, batch, key).compile()
 
 
 def _gib(size: int) -> str:
