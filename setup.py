@@ -55,6 +55,7 @@ setuptools.setup(
   packages=[
     'mhr_jax',
     'mhr_jax.analysis',
+    'mhr_jax.convert',
     'mhr_jax.data',
     'mhr_jax.t5',
     'mhr_jax.tasks',

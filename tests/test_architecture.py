@@ -38,7 +38,7 @@ _ROWS = (
   ),
   ('adapters', 'methods', 'optim', 'partitioning', 't5.*'),
   ('model', 'model_card'),
-  ('backbones', 'checkpoints', 'data.*', 'frozen', 'run_folder'),
+  ('backbones', 'checkpoints', 'convert.*', 'data.*', 'frozen', 'run_folder'),
   ('reporting',),
   ('evaluation', 'scores'),
   (
