@@ -30,7 +30,7 @@ test-slow: setup
 	$(BIN)/python -m pytest -q --durations=20 -m 'slow or multiprocess'
 
 test-interop: .venv/interop.stamp
-	$(BIN)/python -m pytest -q --durations=20 -m interop
+	$(BIN)/python -m pytest -q --durations=20 -m 'interop or parity'
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache
