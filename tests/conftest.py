@@ -1,4 +1,7 @@
-"""Shared fixtures: virtual devices, prepared data, the optional shared data."""
+"""Shared fixtures: virtual devices, prepared data, the optional shared data.
+
+Also the table of what parity tests measured, at the end of pytest's output.
+"""
 
 import json
 import os
@@ -18,6 +21,7 @@ jax.config.update('jax_num_cpu_devices', 8)
 
 _VOCABULARY = ByteVocabulary(extra_ids=100)
 _SHARED = pathlib.Path(__file__).resolve().parents[2] / 'shared'
+_DIFFERENCE = 'largest difference'
 
 
 @pytest.fixture(scope='session')
@@ -26,6 +30,64 @@ def shared_dir() -> pathlib.Path:
   if not _SHARED.is_dir():
     pytest.skip('needs ../shared (real data and fixtures), which is absent')
   return _SHARED
+
+
+@pytest.fixture
+def report_difference(request):
+  """A function that measures a difference, for the table and for an assert.
+
+  `report_difference(case, reference, actual, expected)` returns the largest
+  absolute difference of two arrays, or of two trees of them; NaN where one of
+  them is NaN.
+  """
+
+  def report(case, reference, actual, expected):
+    largest, size = _measure(actual, expected)
+    value = (case, reference, largest, size)
+    request.node.user_properties.append((_DIFFERENCE, value))
+    return largest
+
+  return report
+
+
+def _measure(actual, expected):
+  """Returns the largest absolute difference and the largest value of two."""
+  differences, sizes = [], []
+
+  def compare(path, x, y):
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    name = jax.tree_util.keystr(path)
+    assert x.shape == y.shape, f'{name}: shapes {x.shape} and {y.shape}'
+    differences.append(np.max(np.abs(x - y), initial=0))
+    sizes.append(np.max(np.abs(y), initial=0))
+
+  jax.tree_util.tree_map_with_path(compare, actual, expected)
+  return float(np.max(differences)), float(np.max(sizes))
+
+
+def pytest_terminal_summary(terminalreporter):
+  """Prints the largest difference of every case that tests reported."""
+  rows = {}
+  for reports in terminalreporter.stats.values():
+    for report in reports:
+      if getattr(report, 'when', None) == 'call':
+        for name, value in report.user_properties:
+          if name == _DIFFERENCE:
+            case, reference, *sizes = value
+            rows.setdefault((reference, case), []).append(sizes)
+  if not rows:
+    return
+  terminalreporter.section('largest differences')
+  width = max(len(case) for _, case in rows)
+  wide = max(len(reference) for reference, _ in rows)
+  terminalreporter.write_line(
+    f'{"reference":{wide}}  {"case":{width}}  difference  of values up to'
+  )
+  for (reference, case), sizes in sorted(rows.items()):
+    difference, size = np.max(sizes, axis=0)
+    terminalreporter.write_line(
+      f'{reference:{wide}}  {case:{width}}  {difference:10.1e}  {size:.3g}'
+    )
 
 
 def _make_records(name, n, *, seed, lengths, references):
