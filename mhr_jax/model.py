@@ -52,8 +52,9 @@ class RoutedT5:
 
   A batch is a dict of arrays: `encoder_input_tokens` [batch, inputs],
   `decoder_input_tokens`, `decoder_target_tokens`, `decoder_loss_weights`
-  [batch, length], `task_ids` [batch], and for packed rows
-  `encoder_segment_ids` and `decoder_segment_ids`.
+  [batch, length], `task_ids` [batch], for packed rows `encoder_segment_ids`
+  and `decoder_segment_ids`, and perhaps `encoder_mask` [batch, inputs], True
+  where a token is read; without, every token but padding is.
 
   Attributes:
     config: the backbone.
@@ -192,6 +193,7 @@ class RoutedT5:
       adapters,
       encoder_segment_ids=batch.get('encoder_segment_ids'),
       decoder_segment_ids=batch.get('decoder_segment_ids'),
+      encoder_mask=batch.get('encoder_mask'),
       deterministic=dropout_key is None,
       rngs=None if dropout_key is None else {'dropout': dropout_key},
     )
@@ -245,7 +247,8 @@ class RoutedT5:
 
     Args:
       params: all parameters.
-      batch: with `encoder_input_tokens` and `task_ids`.
+      batch: with `encoder_input_tokens`, `task_ids` and perhaps
+        `encoder_mask`.
       settings: greedy, beam search or sampling.
       key: source of randomness, for sampling.
 
@@ -259,6 +262,7 @@ class RoutedT5:
       self.mix(params, batch.get('task_ids')),
       settings,
       key=key,
+      encoder_mask=batch.get('encoder_mask'),
     )
 
   @property
