@@ -15,7 +15,21 @@ class EncoderLayer(nn.Module):
 
   config: config_lib.T5Config
 
-  @nn.compact
+  def setup(self):
+    config = self.config
+    norm = functools.partial(
+      layers_lib.RMSNorm, config.layer_norm_epsilon, config.dtype
+    )
+    if config.relative_positions == 'layer':
+      self.relpos_bias = layers_lib.RelativePositionBias(
+        config, bidirectional=True
+      )
+    self.pre_attention_layer_norm = norm()
+    self.attention = layers_lib.Attention(config)
+    self.pre_mlp_layer_norm = norm()
+    self.mlp = layers_lib.Mlp(config)
+    self.dropout = layers_lib.dropout(config)
+
   def __call__(
     self,
     x: Float[Array, 'batch length emb'],
@@ -25,27 +39,21 @@ class EncoderLayer(nn.Module):
     deterministic: bool,
   ) -> Float[Array, 'batch length emb']:
     """Returns the residual stream after the layer."""
-    config = self.config
-    norm = functools.partial(
-      layers_lib.RMSNorm, config.layer_norm_epsilon, config.dtype
-    )
-    drop = functools.partial(
-      layers_lib.dropout(config), deterministic=deterministic
-    )
-    attention = layers_lib.Attention(config, name='attention')
+    drop = functools.partial(self.dropout, deterministic=deterministic)
     given = adapters.get('attention', {})
-    h = norm(name='pre_attention_layer_norm')(x)
-    attended = attention(
+    h = self.pre_attention_layer_norm(x)
+    attended = self.attention(
       h,
-      attention.keys_values(h, given),
+      self.attention.keys_values(h, given),
       biases,
       given,
       deterministic=deterministic,
     )
     x = x + drop(attended)
-    h = norm(name='pre_mlp_layer_norm')(x)
-    y = layers_lib.Mlp(config, name='mlp')(
-      h, adapters.get('mlp', {}), deterministic=deterministic
+    y = self.mlp(
+      self.pre_mlp_layer_norm(x),
+      adapters.get('mlp', {}),
+      deterministic=deterministic,
     )
     return x + drop(y)
 
@@ -60,6 +68,10 @@ class DecoderLayer(nn.Module):
     norm = functools.partial(
       layers_lib.RMSNorm, config.layer_norm_epsilon, config.dtype
     )
+    if config.relative_positions == 'layer':
+      self.relpos_bias = layers_lib.RelativePositionBias(
+        config, bidirectional=False
+      )
     self.pre_self_attention_layer_norm = norm()
     self.self_attention = layers_lib.Attention(config)
     self.pre_cross_attention_layer_norm = norm()

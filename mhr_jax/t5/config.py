@@ -7,11 +7,13 @@ from mhr_jax import errors
 
 Dtype = Literal['float32', 'bfloat16']
 Remat = Literal['none', 'full']
+RelativePositions = Literal['stack', 'layer']
 Stack = Literal['encoder', 'decoder']
 
 ACTIVATIONS = ('gelu', 'relu', 'silu', 'linear')
 _DTYPES = ('float32', 'bfloat16')
 _REMATS = ('none', 'full')
+_RELATIVE_POSITIONS = ('stack', 'layer')
 _SIZE_FIELDS = (
   'vocab_size',
   'emb_dim',
@@ -43,6 +45,9 @@ class T5Config:
       ('gelu', 'linear') with the tanh form of gelu, T5 1.0 has ('relu',).
     logits_via_embedding: the output layer is the embedding, with the decoder's
       output scaled by emb_dim ** -0.5 (T5 1.0).
+    relative_positions: 'stack' has one relative-position table for all layers
+      of a stack (published T5), 'layer' one in every layer, as T5X's scanned
+      network does (t5x/examples/scalable_t5/network.py).
     relative_attention_num_buckets: rows of a relative-position table.
     relative_attention_max_distance: distance from which all share a bucket.
     dropout_rate: share dropped in training.
@@ -69,6 +74,7 @@ class T5Config:
   num_decoder_layers: int
   mlp_activations: tuple[str, ...] = ('gelu', 'linear')
   logits_via_embedding: bool = False
+  relative_positions: RelativePositions = 'stack'
   relative_attention_num_buckets: int = 32
   relative_attention_max_distance: int = 128
   dropout_rate: float = 0.0
@@ -135,7 +141,12 @@ def _check_choices(config: T5Config) -> None:
       "number (65,504) and become infinite. Use 'bfloat16', which has the "
       'range of float32.'
     )
-  for name, known in (('dtype', _DTYPES), ('remat', _REMATS)):
+  choices = {
+    'dtype': _DTYPES,
+    'remat': _REMATS,
+    'relative_positions': _RELATIVE_POSITIONS,
+  }
+  for name, known in choices.items():
     value = getattr(config, name)
     if value not in known:
       raise errors.UserError(

@@ -281,7 +281,7 @@ def relative_position_bucket(
 
 
 class RelativePositionBias(nn.Module):
-  """One table of attention biases by distance, shared by a stack's layers.
+  """A table of attention biases by distance: a stack's, or one layer's.
 
   Attributes:
     config: the backbone.

@@ -99,10 +99,12 @@ _POSITIONS = {'rel_embedding': ('heads', 'relpos_buckets')}
 
 def _layer_axes(config: config_lib.T5Config, stack: str) -> dict[str, Any]:
   mlp = {name: {'kernel': ('embed', 'mlp')} for name in config.mlp_inputs}
-  axes = {
+  axes: dict[str, Any] = {
     'pre_mlp_layer_norm': _NORM,
     'mlp': mlp | {'wo': {'kernel': ('mlp', 'embed')}},
   }
+  if config.relative_positions == 'layer':
+    axes['relpos_bias'] = _POSITIONS
   if stack == 'encoder':
     return axes | {
       'pre_attention_layer_norm': _NORM,
@@ -120,7 +122,9 @@ def _stack_axes(
   config: config_lib.T5Config, stack: config_lib.Stack
 ) -> dict[str, Any]:
   layer = _layer_axes(config, stack)
-  axes = {'relpos_bias': _POSITIONS, f'{stack}_norm': _NORM}
+  axes: dict[str, Any] = {f'{stack}_norm': _NORM}
+  if config.relative_positions == 'stack':
+    axes['relpos_bias'] = _POSITIONS
   if not config.scan_layers:
     depth = config.num_layers(stack)
     return axes | {f'layers_{i}': layer for i in range(depth)}

@@ -111,15 +111,29 @@ class _Stack(nn.Module):
     config = self.config
     return layers_lib.RMSNorm(config.layer_norm_epsilon, config.dtype)
 
+  def _position_biases(
+    self, look_up: Callable[[layers_lib.RelativePositionBias], Array]
+  ) -> Callable[[nn.Module], Array]:
+    """Returns what finds the position bias of a layer.
+
+    Args:
+      look_up: finds the bias in a table; done once where the stack has one.
+    """
+    if self.config.relative_positions == 'layer':
+      return lambda layer: look_up(layer.relpos_bias)
+    shared = look_up(self.relpos_bias)
+    return lambda layer: shared
+
 
 class Encoder(_Stack):
   """The encoder, from embedded tokens on."""
 
   def setup(self):
     config = self.config
-    self.relpos_bias = layers_lib.RelativePositionBias(
-      config, bidirectional=True
-    )
+    if config.relative_positions == 'stack':
+      self.relpos_bias = layers_lib.RelativePositionBias(
+        config, bidirectional=True
+      )
     self.layers = self._build_layers(
       blocks.EncoderLayer, config.num_encoder_layers
     )
@@ -144,12 +158,13 @@ class Encoder(_Stack):
     """
     config, layer_adapters = self.config, self.layer_adapters
     positions = np.arange(x.shape[1])
-    by_position = self.relpos_bias(positions[None, :] - positions[:, None])
-    biases = (by_position[None], *biases)
+    relative = positions[None, :] - positions[:, None]
+    bias_of = self._position_biases(lambda table: table(relative)[None])
 
     def body(layer, x, adapters):
       given = layer_adapters(adapters)
-      return layer(x, biases, given, deterministic=deterministic), None
+      added = (bias_of(layer), *biases)
+      return layer(x, added, given, deterministic=deterministic), None
 
     x = self.dropout(x, deterministic=deterministic)
     x, _ = _scan(
@@ -168,9 +183,10 @@ class Decoder(_Stack):
 
   def setup(self):
     config = self.config
-    self.relpos_bias = layers_lib.RelativePositionBias(
-      config, bidirectional=False
-    )
+    if config.relative_positions == 'stack':
+      self.relpos_bias = layers_lib.RelativePositionBias(
+        config, bidirectional=False
+      )
     self.layers = self._build_layers(
       blocks.DecoderLayer, config.num_decoder_layers
     )
@@ -200,14 +216,15 @@ class Decoder(_Stack):
       deterministic: no dropout.
     """
     config, layer_adapters = self.config, self.layer_adapters
-    self_biases = (self._causal_bias(x.shape[1]), *self_biases)
+    length = x.shape[1]
+    bias_of = self._position_biases(lambda table: _causal_bias(table, length))
 
     def body(layer, x, adapters):
       given = layer_adapters(adapters)
       x, _ = layer(
         x,
         layer.cross_keys_values(encoded, given),
-        self_biases,
+        (bias_of(layer), *self_biases),
         cross_biases,
         given,
         deterministic=deterministic,
@@ -224,12 +241,6 @@ class Decoder(_Stack):
       config.num_decoder_layers,
     )
     return self.dropout(self.decoder_norm(x), deterministic=deterministic)
-
-  def _causal_bias(self, length: int) -> Float[Array, '1 heads length length']:
-    positions = np.arange(length)
-    relative = positions[None, :] - positions[:, None]
-    hidden = np.where(relative > 0, MASKED, 0.0).astype(np.float32)
-    return (self.relpos_bias(relative) + hidden)[None]
 
   def start_cache(
     self,
@@ -262,14 +273,16 @@ class Decoder(_Stack):
   ) -> tuple[Float[Array, 'rows 1 emb'], Cache]:
     """Returns the normed output at one position, and the cache with it."""
     config, layer_adapters = self.config, self.layer_adapters
-    self_biases = (self._bias_at(position, cache.length),)
+    bias_of = self._position_biases(
+      lambda table: _bias_at(table, position, cache.length)
+    )
 
     def body(layer, x, xs):
       adapters, cached, cross = xs
       return layer(
         x,
         cross,
-        self_biases,
+        (bias_of(layer),),
         cross_biases,
         layer_adapters(adapters),
         cached=(cached, position),
@@ -282,10 +295,22 @@ class Decoder(_Stack):
     written = blocks.write_positions(cache.self_attention, position, new)
     return self.decoder_norm(x), cache._replace(self_attention=written)
 
-  def _bias_at(
-    self, position: Int[Array, ''], length: int
-  ) -> Float[Array, '1 heads 1 length']:
-    by_distance = self.relpos_bias(-np.arange(length))
-    distance = position - jnp.arange(length)
-    bias = jnp.take(by_distance, jnp.maximum(distance, 0), axis=1)
-    return jnp.where(distance < 0, MASKED, bias)[None, :, None, :]
+
+def _causal_bias(
+  table: layers_lib.RelativePositionBias, length: int
+) -> Float[Array, '1 heads length length']:
+  positions = np.arange(length)
+  relative = positions[None, :] - positions[:, None]
+  hidden = np.where(relative > 0, MASKED, 0.0).astype(np.float32)
+  return (table(relative) + hidden)[None]
+
+
+def _bias_at(
+  table: layers_lib.RelativePositionBias,
+  position: Int[Array, ''],
+  length: int,
+) -> Float[Array, '1 heads 1 length']:
+  by_distance = table(-np.arange(length))
+  distance = position - jnp.arange(length)
+  bias = jnp.take(by_distance, jnp.maximum(distance, 0), axis=1)
+  return jnp.where(distance < 0, MASKED, bias)[None, :, None, :]

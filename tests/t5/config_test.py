@@ -30,6 +30,7 @@ def test_unknown_field_says_which_was_meant():
     ({'dtype': 'float16'}, 'become infinite'),
     ({'dtype': 'bfloat32'}, 'Did you mean'),
     ({'remat': 'minimal'}, 'remat'),
+    ({'relative_positions': 'layers'}, "Did you mean 'layer'"),
     ({'num_heads': 0}, 'num_heads'),
     ({'mlp_dim': 3.5}, 'mlp_dim'),
     ({'dropout_rate': 1.0}, 'dropout_rate'),

@@ -9,9 +9,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from mhr_jax import tree_paths
 from mhr_jax.t5 import config as config_lib
+from mhr_jax.t5 import decoding, parameters
 from mhr_jax.t5 import network as network_lib
-from mhr_jax.t5 import parameters
 
 CONFIG = config_lib.t5_config(
   't5_1_1_tiny', vocab_size=50, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=24
@@ -276,6 +277,69 @@ def test_t5_1_0_is_tied_and_scaled():
     rtol=1e-5,
     atol=1e-5,
   )
+
+
+PER_LAYER = dataclasses.replace(
+  CONFIG,
+  relative_positions='layer',
+  num_encoder_layers=3,
+  relative_attention_num_buckets=8,
+)
+
+
+def make_params_with_tables(config, draw):
+  """Random weights; relative-position tables come from draw(stack, shape)."""
+
+  def replace(path, leaf):
+    names = tree_paths.names_of(path)
+    if names[-1] != 'rel_embedding':
+      return leaf
+    return jnp.asarray(draw(names[0], leaf.shape), leaf.dtype)
+
+  return jax.tree_util.tree_map_with_path(replace, make_params(config))
+
+
+@BOTH_LAYOUTS
+def test_equal_tables_in_every_layer_are_one_table_a_stack(scan_layers):
+  rng = np.random.default_rng(0)
+  tables = {stack: 2 * rng.normal(size=(2, 8)) for stack in parameters.STACKS}
+  logits = []
+  for relative_positions in ('layer', 'stack'):
+    config = dataclasses.replace(
+      PER_LAYER, relative_positions=relative_positions, scan_layers=scan_layers
+    )
+    params = make_params_with_tables(
+      config, lambda stack, shape: np.broadcast_to(tables[stack], shape)
+    )
+    logits.append(apply(params, TOKENS, TARGETS, config=config))
+  np.testing.assert_allclose(*logits, rtol=1e-5, atol=1e-5)
+
+
+@BOTH_LAYOUTS
+def test_greedy_decoding_with_a_table_in_every_layer(scan_layers):
+  """Cached steps choose what decoding in full thinks best."""
+  rng = np.random.default_rng(1)
+  params = make_params_with_tables(
+    PER_LAYER, lambda stack, shape: 3 * rng.normal(size=shape)
+  )
+  config = dataclasses.replace(PER_LAYER, scan_layers=scan_layers)
+  if not scan_layers:
+    params = parameters.unstack_layers(params, config)
+  decode = jax.jit(decoding.decode_tokens, static_argnums=(0, 4))
+  tokens = np.asarray(
+    decode(
+      network_lib.T5(config),
+      params,
+      TOKENS,
+      None,
+      decoding.DecodingSettings(12),
+    )
+  )
+  inputs = np.pad(tokens, ((0, 0), (1, 0)))[:, :-1]
+  best = np.argmax(apply(params, TOKENS, inputs, config=config), axis=-1)
+  ended = np.cumsum(inputs == config.eos_id, axis=1) > 0
+  np.testing.assert_array_equal(tokens, np.where(ended, config.pad_id, best))
+  assert len(np.unique(tokens)) > 4
 
 
 def test_networks_are_static_arguments():

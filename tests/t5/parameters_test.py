@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mhr_jax import tree_paths
 from mhr_jax.t5 import config as config_lib
 from mhr_jax.t5 import network as network_lib
 from mhr_jax.t5 import parameters
@@ -45,10 +46,18 @@ def test_parameter_counts(name, expected):
   assert count(abstract_params(config_lib.t5_config(name))) == expected
 
 
+PER_LAYER = pytest.mark.parametrize('relative_positions', ['stack', 'layer'])
+
+
 @pytest.mark.parametrize('scan_layers', [True, False])
 @pytest.mark.parametrize('name', ['t5_1_1_tiny', 't5_1_0_tiny'])
-def test_logical_axes_have_the_parameters_structure(name, scan_layers):
-  config = config_lib.t5_config(name, scan_layers=scan_layers)
+@PER_LAYER
+def test_logical_axes_have_the_parameters_structure(
+  name, scan_layers, relative_positions
+):
+  config = config_lib.t5_config(
+    name, scan_layers=scan_layers, relative_positions=relative_positions
+  )
   shapes = abstract_params(config)
   axes = parameters.logical_axes(config)
   ranks = jax.tree.map(
@@ -57,9 +66,14 @@ def test_logical_axes_have_the_parameters_structure(name, scan_layers):
   assert ranks == jax.tree.map(lambda leaf: len(leaf.shape), shapes)
 
 
-def test_logical_axes_name_the_sizes():
+@PER_LAYER
+def test_logical_axes_name_the_sizes(relative_positions):
   config = config_lib.t5_config(
-    't5_1_1_tiny', num_encoder_layers=3, num_decoder_layers=3, num_heads=5
+    't5_1_1_tiny',
+    num_encoder_layers=3,
+    num_decoder_layers=3,
+    num_heads=5,
+    relative_positions=relative_positions,
   )
   sizes = {
     'layers': 3,
@@ -101,8 +115,33 @@ def test_names_and_shapes_are_t5x_s(shared_dir):
   assert ours == expected
 
 
-def test_layouts_convert_exactly_both_ways():
-  config = config_lib.t5_config('t5_1_1_tiny', vocab_size=8, emb_dim=8)
+@pytest.mark.parametrize(('layout', 'path', 'shape'), [
+  (('layer', True), 'encoder/layers/relpos_bias/rel_embedding', (2, 4, 32)),
+  (('layer', False), 'encoder/layers_1/relpos_bias/rel_embedding', (4, 32)),
+  (('stack', True), 'encoder/relpos_bias/rel_embedding', (4, 32)),
+])  # fmt: skip
+def test_relative_position_tables_lie_where_they_belong(layout, path, shape):
+  relative_positions, scan_layers = layout
+  config = config_lib.t5_config(
+    't5_1_1_tiny',
+    relative_positions=relative_positions,
+    scan_layers=scan_layers,
+  )
+  leaves = tree_paths.leaves_by_path(abstract_params(config))
+  assert leaves[path].shape == shape
+  tables = [name for name in leaves if name.endswith('rel_embedding')]
+  per_stack = 2 if layout == ('layer', False) else 1
+  assert len(tables) == 2 * per_stack
+
+
+@PER_LAYER
+def test_layouts_convert_exactly_both_ways(relative_positions):
+  config = config_lib.t5_config(
+    't5_1_1_tiny',
+    vocab_size=8,
+    emb_dim=8,
+    relative_positions=relative_positions,
+  )
   tokens = jnp.zeros((1, 2), 'int32')
   init = jax.jit(network_lib.T5(config).init)
   params = init(jax.random.key(0), tokens, tokens)['params']
