@@ -60,7 +60,9 @@ class AdapterConfig:
     targets: regular expressions; a linear is adapted when one of them
       matches the whole of its path, such as 'encoder/attention/query'.
     router_scope: which linears share a router.
-    mixing: how routing logits become weights.
+    mixing: how routing logits become weights (`routing.MixingForm`).
+    normalisation: likewise; of the gates of a `mixing` that has gates.
+    shared_skill: likewise.
   """
 
   n_tasks: int
@@ -71,6 +73,8 @@ class AdapterConfig:
   targets: tuple[str, ...] = ('.*',)
   router_scope: routing.RouterScope = 'module'
   mixing: routing.Mixing = 'sigmoid'
+  normalisation: routing.Normalisation = 'sum'
+  shared_skill: bool = False
 
   def __post_init__(self):
     targets = self.targets
@@ -79,8 +83,14 @@ class AdapterConfig:
     for name in ('n_tasks', 'n_skills', 'n_splits', 'rank'):
       if getattr(self, name) < 1:
         raise UserError(f'{name} is {getattr(self, name)}; at least 1.')
-    _check_name('mixing', self.mixing, routing.MIXINGS)
-    _check_name('router_scope', self.router_scope, routing.ROUTER_SCOPES)
+    if self.router_scope not in routing.ROUTER_SCOPES:
+      hint = nearest(self.router_scope, routing.ROUTER_SCOPES)
+      raise UserError(f'There is no router_scope {self.router_scope!r}.{hint}')
+    if self.mixing_form.shared_skill and self.n_skills == 1:
+      raise UserError(
+        'shared_skill=True keeps one skill on for all tasks, and n_skills is'
+        ' 1: nothing is left to route. Have more skills, or leave it out.'
+      )
     if self.mixing == 'private' and self.n_skills != self.n_tasks:
       raise UserError(
         f'Private mixing has one skill a task: n_skills is {self.n_skills},'
@@ -93,14 +103,32 @@ class AdapterConfig:
     return self.alpha / self.rank
 
   @property
+  def mixing_form(self) -> routing.MixingForm:
+    """How routing logits become weights."""
+    return routing.MixingForm(
+      self.mixing, self.normalisation, self.shared_skill
+    )
+
+  @property
   def has_routers(self) -> bool:
     """Whether the mixing weights are learned."""
     return self.mixing in routing.LEARNED_MIXINGS
 
+  def without_routing(self, n_tasks: int | None = None) -> 'AdapterConfig':
+    """Returns the config of one adapter a linear, the same for all tasks.
 
-def _check_name(field, value, known):
-  if value not in known:
-    raise UserError(f'There is no {field} {value!r}.{nearest(value, known)}')
+    Args:
+      n_tasks: of the new config; as before by default.
+    """
+    return dataclasses.replace(
+      self,
+      n_tasks=self.n_tasks if n_tasks is None else n_tasks,
+      n_skills=1,
+      n_splits=1,
+      mixing='uniform',
+      normalisation='sum',
+      shared_skill=False,
+    )
 
 
 def select_linears(
@@ -359,10 +387,7 @@ def task_adapter(
       params.get('routers', {}),
       linears_of(adapters),
       jnp.array([task_id], jnp.int32),
-      mixing=config.mixing,
-      scope=config.router_scope,
-      n_splits=config.n_splits,
-      n_skills=config.n_skills,
+      config,
     )
     scale = config.scale if scale is None else scale
     mixed = mix_adapters(pair_with_weights(adapters, weights), scale=scale)

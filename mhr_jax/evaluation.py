@@ -89,9 +89,7 @@ def average_model(
   """
   if model.adapters is None:
     return model, dict(params)
-  config = dataclasses.replace(
-    model.adapters, n_skills=1, n_splits=1, mixing='uniform'
-  )
+  config = model.adapters.without_routing()
   averaged = {
     'backbone': params['backbone'],
     'adapters': adapters.average_adapters(params['adapters']),

@@ -198,9 +198,7 @@ def adapter_config(
   n_tasks = base.n_tasks if n_tasks is None else n_tasks
   if method.inventory == 'none':
     return None
-  single = dataclasses.replace(
-    base, n_tasks=n_tasks, n_skills=1, n_splits=1, mixing='uniform'
-  )
+  single = base.without_routing(n_tasks)
   if method.inventory == 'single' or phase == 'average':
     return single
   if phase == 'adapt' and method.adapt_from in ('average', 'fresh'):

@@ -282,10 +282,7 @@ class RoutedT5:
       params.get('routers', {}),
       adapters_lib.linears_of(params['adapters']),
       task_ids,
-      mixing=added.mixing,
-      scope=added.router_scope,
-      n_splits=added.n_splits,
-      n_skills=added.n_skills,
+      added,
       noise_key=noise_key,
       example_index=example_index,
     )

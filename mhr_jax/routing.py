@@ -10,6 +10,7 @@ References: Caccia et al. 2023 (arXiv:2211.03831), section 3; Ponti et al.
 """
 
 from collections.abc import Callable, Mapping
+import dataclasses
 from typing import Any, Literal, Protocol, get_args
 import zlib
 
@@ -19,17 +20,25 @@ from jax import numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 import numpy as np
 
+from mhr_jax.errors import UserError, nearest
+
 Mixing = Literal[
   'sigmoid',
   'relaxed_bernoulli',
   'straight_through',
   'softmax',
+  'l2_norm',
   'uniform',
   'private',
 ]
 MIXINGS: tuple[str, ...] = get_args(Mixing)
 LEARNED_MIXINGS = frozenset(MIXINGS) - {'uniform', 'private'}
-"""The mixing forms that have routing logits, and so a router."""
+"""The mixings that have routing logits, and so a router."""
+GATED_MIXINGS = ('sigmoid', 'relaxed_bernoulli', 'straight_through')
+"""The mixings in which every skill has a gate in [0, 1] of its own."""
+
+Normalisation = Literal['sum', 'sqrt']
+NORMALISATIONS: tuple[str, ...] = get_args(Normalisation)
 
 RouterScope = Literal['module', 'layer', 'block', 'stack', 'model']
 ROUTER_SCOPES: tuple[str, ...] = get_args(RouterScope)
@@ -51,6 +60,64 @@ class HasLayers(Protocol):
 
   @property
   def layers(self) -> int: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class MixingForm:
+  """How routing logits become mixing weights.
+
+  Attributes:
+    mixing: what the logits are. 'sigmoid' makes gates of them;
+      'relaxed_bernoulli', in training, a sample of the relaxed Bernoulli at
+      temperature 1 (Ponti et al., equation 2); 'straight_through' rounds the
+      gates to 0 or 1 and keeps the sigmoid's gradient. 'softmax' and 'l2_norm'
+      (the logits over their Euclidean norm, so with signs) have no gates.
+      'uniform' weighs all skills alike, 'private' gives each task the skill
+      of its own number; both have no logits.
+    normalisation: of gates: 'sum' divides by their sum (Ponti et al.,
+      equation 3); 'sqrt' multiplies by sqrt(splits / skills), whatever their
+      sum is (mttl's average correction).
+    shared_skill: whether the last skill's gate is always 1.
+
+  Raises:
+    UserError: an unknown name, or gates are set up that `mixing` has not got.
+  """
+
+  mixing: Mixing = 'sigmoid'
+  normalisation: Normalisation = 'sum'
+  shared_skill: bool = False
+
+  def __post_init__(self):
+    _check_name('mixing', self.mixing, MIXINGS)
+    _check_name('normalisation', self.normalisation, NORMALISATIONS)
+    if self.mixing in GATED_MIXINGS:
+      return
+    for name, default in (('normalisation', 'sum'), ('shared_skill', False)):
+      value = getattr(self, name)
+      if value != default:
+        raise UserError(
+          f'{name}={value!r} is about gates, which mixing={self.mixing!r} has'
+          f' not got: leave {name} at {default!r}, or choose one of'
+          f' {", ".join(GATED_MIXINGS)} for mixing.'
+        )
+
+
+def _check_name(field, value, known):
+  if value not in known:
+    raise UserError(f'There is no {field} {value!r}.{nearest(value, known)}')
+
+
+class Routed(Protocol):
+  """What routing needs to know of a config, such as `AdapterConfig`."""
+
+  @property
+  def mixing_form(self) -> MixingForm: ...
+  @property
+  def router_scope(self) -> RouterScope: ...
+  @property
+  def n_splits(self) -> int: ...
+  @property
+  def n_skills(self) -> int: ...
 
 
 def router_of(linear: str, scope: RouterScope) -> str:
@@ -153,39 +220,48 @@ def _draw_logits(key, shape, dtype=float):
 
 def mixing_weights(
   logits: Float[Array, '... batch split skill'],
-  mixing: Mixing = 'sigmoid',
+  form: MixingForm,
   *,
   noise: Float[Array, '... batch split skill'] | None = None,
 ) -> Float[Array, '... batch split skill']:
   """Turns routing logits of each example into weights over the skills.
 
-  All forms but softmax are `z / (sum of z + 1e-12)` for some z in [0, 1]:
-  `sigmoid` of the logits; `relaxed_bernoulli`, a sample of the relaxed
-  Bernoulli at temperature 1 (Ponti et al., equation 2), where there is noise;
-  `straight_through`, the sigmoid rounded to 0 or 1 with the sigmoid's
-  gradient. A row in which all round to 0 mixes nothing; there we divide by 1,
-  since mttl's 1e-12 makes its gradient 1e12 times too large.
+  A row of gates that are all 0 mixes nothing, and so does a row of logits that
+  are all 0 under 'l2_norm'. mttl divides such a row by 1e-12, which makes its
+  gradient 1e12 times too large; here it is divided by 1.
 
   Args:
     logits: the task's row, for every example.
-    mixing: one of the learned mixing forms.
+    form: of the weights; one that has logits.
     noise: uniform numbers in (0, 1), for 'relaxed_bernoulli' only; without
       them it is 'sigmoid', as in evaluation.
 
   Raises:
-    ValueError: `mixing` is not a function of logits.
+    ValueError: the form's mixing is not a function of logits.
   """
-  if mixing == 'softmax':
+  if form.mixing not in LEARNED_MIXINGS:
+    raise ValueError(f'{form.mixing!r} mixing has no routing logits.')
+  if form.mixing == 'softmax':
     return jax.nn.softmax(logits, axis=-1)
-  if mixing not in LEARNED_MIXINGS:
-    raise ValueError(f'{mixing!r} mixing has no routing logits.')
-  if mixing == 'relaxed_bernoulli' and noise is not None:
+  if form.mixing == 'l2_norm':
+    square = (logits**2).sum(axis=-1, keepdims=True)
+    return logits / jnp.sqrt(jnp.where(square > 0, square, 1))
+  gates = _gates(logits, form, noise)
+  if form.normalisation == 'sqrt':
+    n_splits, n_skills = logits.shape[-2:]
+    return gates * (n_splits / n_skills) ** 0.5
+  total = gates.sum(axis=-1, keepdims=True)
+  return gates / jnp.where(total > 0, total + _EPSILON, 1)
+
+
+def _gates(logits, form, noise):
+  """Returns each skill's gate in [0, 1]."""
+  if form.mixing == 'relaxed_bernoulli' and noise is not None:
     logits = logits + jnp.log(noise) - jnp.log1p(-noise)
-  z = jax.nn.sigmoid(logits)
-  if mixing == 'straight_through':
-    z = z + jax.lax.stop_gradient(jnp.round(z) - z)
-  total = z.sum(axis=-1, keepdims=True)
-  return z / jnp.where(total > 0, total + _EPSILON, 1)
+  gates = jax.nn.sigmoid(logits)
+  if form.mixing == 'straight_through':
+    gates = gates + jax.lax.stop_gradient(jnp.round(gates) - gates)
+  return gates.at[..., -1].set(1) if form.shared_skill else gates
 
 
 def draw_noise(
@@ -222,11 +298,8 @@ def compute_mixing_weights(
   routers: Routers,
   linears: Mapping[str, HasLayers],
   task_ids: Int[Array, 'batch'],
+  config: Routed,
   *,
-  mixing: Mixing,
-  scope: RouterScope,
-  n_splits: int,
-  n_skills: int,
   noise_key: PRNGKeyArray | None = None,
   example_index: Int[Array, 'batch'] | None = None,
 ) -> Weights:
@@ -239,11 +312,8 @@ def compute_mixing_weights(
     routers: what `init_routers` returns; unused by 'uniform' and 'private'.
     linears: the adapted linears by path.
     task_ids: the examples' tasks.
-    mixing: how logits become weights. 'uniform' weighs all skills alike,
-      'private' gives each task the skill of its own number.
-    scope: which linears share a router.
-    n_splits: blocks of features that are routed apart.
-    n_skills: adapters to choose from.
+    config: how logits become weights, which linears share a router, and how
+      many splits and skills there are.
     noise_key: the step's key; only training with 'relaxed_bernoulli' has one.
     example_index: indices in the global batch; default 0, 1, 2 ….
 
@@ -251,19 +321,21 @@ def compute_mixing_weights(
     By path of a linear, [layer, batch, split, skill]; `batch` is 1 where the
     weights do not depend on the task.
   """
+  scope, n_skills = config.router_scope, config.n_skills
   names = dict.fromkeys(router_of(path, scope) for path in linears)
-  if mixing == 'uniform':
-    same = jnp.full((1, n_splits, n_skills), 1 / n_skills)
+  form = config.mixing_form
+  if form.mixing == 'uniform':
+    same = jnp.full((1, config.n_splits, n_skills), 1 / n_skills)
     rows = dict.fromkeys(names, same)
-  elif mixing == 'private':
+  elif form.mixing == 'private':
     own = jax.nn.one_hot(task_ids, n_skills)[:, None, :]
-    own = jnp.broadcast_to(own, (len(own), n_splits, n_skills))
+    own = jnp.broadcast_to(own, (len(own), config.n_splits, n_skills))
     rows = dict.fromkeys(names, own)
   else:
     logits = {name: _logits_of(routers, name) for name in names}
-    if mixing != 'relaxed_bernoulli':
+    if form.mixing != 'relaxed_bernoulli':
       noise_key = None
-    rows = _learned_weights(logits, task_ids, mixing, noise_key, example_index)
+    rows = _learned_weights(logits, task_ids, form, noise_key, example_index)
   return {
     path: _per_layer(rows[router_of(path, scope)], linear.layers)
     for path, linear in linears.items()
@@ -276,7 +348,7 @@ def _logits_of(routers, router):
   return routers[LOGITS]
 
 
-def _learned_weights(logits, task_ids, mixing, noise_key, example_index):
+def _learned_weights(logits, task_ids, form, noise_key, example_index):
   """Returns the weights of every router, by its path."""
   noise = {}
   if noise_key is not None:
@@ -290,7 +362,7 @@ def _learned_weights(logits, task_ids, mixing, noise_key, example_index):
   return {
     name: mixing_weights(
       jnp.take(x, task_ids, axis=-3, mode='fill'),
-      mixing,
+      form,
       noise=noise.get(name),
     )
     for name, x in logits.items()
@@ -320,9 +392,10 @@ def new_task_rows(
   Args:
     routers: trained routers.
     n_new: how many tasks the new routers have.
-    init: 'uniform' draws U(-0.001, 0.001), close to the average adapter, as
-      the paper's code does; 'zeros' is the average exactly; 'mean' starts
-      from the mean of the trained rows.
+    init: 'uniform' draws U(-0.001, 0.001), as the paper's code does: close to
+      the average adapter where the weights sum to 1. 'zeros' is the average
+      exactly there, half of every gate with normalisation 'sqrt', and nothing
+      at all under 'l2_norm'. 'mean' starts from the mean of the trained rows.
     key: source of randomness, for 'uniform'.
 
   Raises:

@@ -1,4 +1,4 @@
-"""Mixing against loops and mttl's fixtures; averages; one task's adapter."""
+"""Mixing against loops; averages; one task's adapter; settings."""
 
 import functools
 
@@ -36,10 +36,7 @@ def weights_of(params, task_ids, config=CONFIG):
     params.get('routers', {}),
     adapters.linears_of(params['adapters']),
     task_ids,
-    mixing=config.mixing,
-    scope=config.router_scope,
-    n_splits=config.n_splits,
-    n_skills=config.n_skills,
+    config,
   )
 
 
@@ -104,105 +101,6 @@ def test_a_tree_mixes_as_its_layers_do():
   assert {x.dtype for x in jax.tree.leaves(rounded)} == {
     jnp.dtype(jnp.bfloat16)
   }
-
-
-def fixture_case(shared_dir, name):
-  path = shared_dir / 'fixtures' / 'mttl_parity' / 'fixtures.npz'
-  with np.load(path) as arrays:
-    return {
-      key.split('/')[1]: arrays[key]
-      for key in arrays.files
-      if key.startswith(f'{name}/')
-    }
-
-
-def adapted_output(a, b, logits, case, mixing, scale):
-  """x W + (x a) b in the fixtures' layout, by our routing and mixing."""
-  splits, skills = a.shape[:2]
-  if logits is None:
-    weights = jnp.full((1, splits, skills), 1 / skills)
-  else:
-    rows = logits.reshape(-1, splits, skills)[case['task_ids']]
-    noise = case.get('u')
-    weights = routing.mixing_weights(rows, mixing, noise=noise)
-  mixed = adapters.mix_adapter({'a': a, 'b': b}, weights, scale)
-  x = case['x'].reshape(mixed['a'].shape[0], -1, case['x'].shape[-1])
-  adapted = (x @ mixed['a'] @ mixed['b']).reshape(case['y'].shape)
-  return case['x'] @ case['W'].T + adapted
-
-
-@pytest.mark.parametrize(
-  ('name', 'mixing', 'scale'),
-  [
-    ('mhr_eval', 'relaxed_bernoulli', 0.5),
-    ('poly_eval', 'sigmoid', 0.5),
-    ('mhr_alpha16', 'sigmoid', 8.0),
-    ('mhr_train_sigmoid', 'sigmoid', 0.5),
-    ('mhr_train_relaxed', 'relaxed_bernoulli', 0.5),
-    ('mhr_straight_through', 'straight_through', 0.5),
-    ('mhr_beam_repeat2', 'sigmoid', 0.5),
-    ('average_selector', 'uniform', 0.5),
-  ],
-)
-def test_values_and_gradients_equal_mttls(shared_dir, name, mixing, scale):
-  case = fixture_case(shared_dir, name)
-  logits = case.get('module_logits')
-  with jax.enable_x64(True):
-    y, vjp = jax.vjp(
-      lambda *leaves: adapted_output(*leaves, case, mixing, scale),
-      jnp.array(case['A']),
-      jnp.array(case['B']),
-      None if logits is None else jnp.array(logits),
-    )
-    d_a, d_b, d_logits = vjp(jnp.array(case['cotangent']))
-  np.testing.assert_allclose(y, case['y'], rtol=0, atol=1e-10)
-  np.testing.assert_allclose(d_a, case['dA'], rtol=0, atol=1e-10)
-  np.testing.assert_allclose(d_b, case['dB'], rtol=0, atol=1e-10)
-  if logits is not None:
-    expected = case['dmodule_logits']
-    # Where straight_through rounds a whole row to 0, mttl divides by 1e-12.
-    usable = abs(expected) < 1e9
-    assert usable.mean() > 0.9
-    np.testing.assert_allclose(
-      np.asarray(d_logits)[usable], expected[usable], rtol=0, atol=1e-10
-    )
-    assert abs(np.asarray(d_logits)).max() < 1e3
-
-
-def test_one_skill_is_mttls_lora(shared_dir):
-  case = fixture_case(shared_dir, 'lora')
-  with jax.enable_x64(True):
-    y = adapted_output(
-      jnp.array(case['A'])[None, None],
-      jnp.array(case['B'])[None, None],
-      None,
-      case,
-      'uniform',
-      0.5,
-    )
-  np.testing.assert_allclose(y, case['y'], rtol=0, atol=1e-10)
-
-
-def test_private_serves_each_task_its_own_adapter(shared_dir):
-  """The formula, since mttl's own selector scrambles b at rank > 1."""
-  case = fixture_case(shared_dir, 'skilled_private')
-  a, b = case['A'], case['B']
-  with jax.enable_x64(True):
-    weights = routing.compute_mixing_weights(
-      {},
-      {'wo': LinearShape(1, 32, 64)},
-      jnp.array(case['task_ids']),
-      mixing='private',
-      scope='module',
-      n_splits=1,
-      n_skills=3,
-    )['wo'][0]
-    mixed = adapters.mix_adapter(
-      {'a': jnp.array(a), 'b': jnp.array(b)}, weights, 0.5
-    )
-  for i, task in enumerate(case['task_ids']):
-    np.testing.assert_allclose(mixed['a'][i], a[0, task], atol=1e-12)
-    np.testing.assert_allclose(mixed['b'][i], 0.5 * b[0, task], atol=1e-12)
 
 
 def test_one_split_is_poly():
@@ -327,8 +225,22 @@ def test_impossible_targets_say_why(settings, message):
     ({'mixing': 'sigmoyd'}, "Did you mean 'sigmoid'"),
     ({'router_scope': 'modul'}, "Did you mean 'module'"),
     ({'mixing': 'private', 'n_skills': 3}, 'one skill a task'),
+    ({'normalisation': 'mean'}, 'no normalisation .mean.*sqrt, sum'),
+    ({'mixing': 'softmax', 'normalisation': 'sqrt'}, 'choose one of sigmoid'),
+    ({'shared_skill': True, 'n_skills': 1}, 'nothing is left to route'),
   ],
 )
 def test_impossible_settings_say_why(settings, message):
   with pytest.raises(UserError, match=message):
     AdapterConfig(**{'n_tasks': 2} | settings)
+
+
+def test_a_config_without_routing_keeps_what_adapters_are():
+  config = AdapterConfig(
+    5, 4, 2, 3, 6.0, ('.*/wo',), 'layer', 'sigmoid', 'sqrt', True
+  )
+  expected = AdapterConfig(
+    7, 1, 1, 3, 6.0, ('.*/wo',), 'layer', 'uniform', 'sum', False
+  )
+  assert config.without_routing(7) == expected
+  assert config.without_routing().n_tasks == 5

@@ -169,6 +169,21 @@ def test_unknown_methods_and_fixed_mixing_are_refused():
   assert methods.adapter_config('lora', uniform).n_skills == 1
 
 
+def test_settings_of_gates_stay_where_routing_is_learned_and_only_there():
+  base = AdapterConfig(5, normalisation='sqrt', shared_skill=True)
+  learned = methods.adapter_config('mhr', base)
+  assert learned.mixing_form == base.mixing_form
+  for method, phase in (
+    ('lora', 'pretrain'),
+    ('private', 'pretrain'),
+    ('poly', 'average'),
+    ('mhr_mu', 'adapt'),
+  ):
+    config = methods.adapter_config(method, base, phase=phase)
+    assert not config.has_routers
+    assert (config.normalisation, config.shared_skill) == ('sum', False)
+
+
 def pretrained(method):
   config = methods.adapter_config(method, BASE)
   shapes = jax.eval_shape(

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 
 import jax
 from jax import numpy as jnp
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 
 from mhr_jax import routing
-from mhr_jax.adapters import LinearShape
+from mhr_jax.adapters import AdapterConfig, LinearShape
+from mhr_jax.errors import UserError
+from mhr_jax.routing import MixingForm
 
 LINEARS = {
   'encoder/attention/query': LinearShape(3, 8, 12),
@@ -20,49 +23,90 @@ LINEARS = {
 SIZES = {'n_tasks': 5, 'n_splits': 2, 'n_skills': 4}
 
 
-def loop_weights(logits, mixing, noise=None):
-  """One number at a time, as the formulas are written."""
+def loop_weights(logits, form, noise=None):
+  """One row at a time, as the formulas are written."""
   result = np.zeros_like(logits)
-  *lead, skills = logits.shape
-  for index in itertools.product(*map(range, lead)):
-    z = []
-    for k in range(skills):
-      x = logits[(*index, k)]
-      if noise is not None:
-        u = noise[(*index, k)]
-        x = x + np.log(u) - np.log1p(-u)
-      z.append(np.exp(x) if mixing == 'softmax' else 1 / (1 + np.exp(-x)))
-    if mixing == 'straight_through':
-      z = [float(v > 0.5) for v in z]
-    for k in range(skills):
-      result[(*index, k)] = z[k] / (sum(z) or 1)
+  splits, skills = logits.shape[-2:]
+  for index in itertools.product(*map(range, logits.shape[:-1])):
+    row = [float(x) for x in logits[index]]
+    if noise is not None:
+      u = [float(x) for x in noise[index]]
+      row = [
+        x + math.log(v) - math.log1p(-v) for x, v in zip(row, u, strict=True)
+      ]
+    if form.mixing == 'l2_norm':
+      length = math.sqrt(sum(x**2 for x in row)) or 1
+      result[index] = [x / length for x in row]
+      continue
+    if form.mixing == 'softmax':
+      z = [math.exp(x) for x in row]
+    else:
+      z = [1 / (1 + math.exp(-x)) for x in row]
+    if form.mixing == 'straight_through':
+      z = [float(x > 0.5) for x in z]
+    if form.shared_skill:
+      z[-1] = 1.0
+    if form.normalisation == 'sqrt':
+      result[index] = [x * math.sqrt(splits) / math.sqrt(skills) for x in z]
+    else:
+      result[index] = [x / (sum(z) or 1) for x in z]
   return result
 
 
-@pytest.mark.parametrize('mixing', sorted(routing.LEARNED_MIXINGS))
-def test_mixing_forms_equal_a_loop(mixing):
-  logits = np.random.default_rng(0).normal(size=(3, 5, 2, 4)) * 2
-  with jax.enable_x64(True):
-    weights = routing.mixing_weights(jnp.array(logits), mixing)
-  np.testing.assert_allclose(weights, loop_weights(logits, mixing), atol=1e-11)
+FORMS = [
+  *(MixingForm(mixing) for mixing in sorted(routing.LEARNED_MIXINGS)),
+  *(
+    MixingForm(mixing, normalisation, shared_skill)
+    for mixing in routing.GATED_MIXINGS
+    for normalisation, shared_skill in (
+      ('sqrt', False),
+      ('sum', True),
+      ('sqrt', True),
+    )
+  ),
+]
 
 
-def test_relaxed_bernoulli_with_noise_equals_a_loop():
-  rng = np.random.default_rng(1)
-  logits, noise = rng.normal(size=(5, 2, 4)), rng.uniform(size=(5, 2, 4))
+@pytest.mark.parametrize('form', FORMS, ids=repr)
+def test_mixing_forms_equal_a_loop(form):
+  rng = np.random.default_rng(0)
+  logits = rng.normal(size=(3, 5, 2, 4)) * 2
+  noise = None
+  if form.mixing == 'relaxed_bernoulli':
+    noise = rng.uniform(size=logits.shape)
   with jax.enable_x64(True):
     weights = routing.mixing_weights(
-      jnp.array(logits), 'relaxed_bernoulli', noise=jnp.array(noise)
+      jnp.array(logits), form, noise=None if noise is None else jnp.array(noise)
     )
-  expected = loop_weights(logits, 'relaxed_bernoulli', noise)
+  expected = loop_weights(logits, form, noise)
   np.testing.assert_allclose(weights, expected, atol=1e-11)
+
+
+def test_a_shared_skill_has_no_gradient_of_its_own():
+  form = MixingForm(shared_skill=True)
+  logits = jnp.array([[0.5, -1.0, 2.0]])
+  jacobian = jax.jacobian(lambda x: routing.mixing_weights(x, form))(logits)
+  assert not jacobian[..., -1].any()
+  assert jacobian[..., :-1].all()
+
+
+@pytest.mark.parametrize('mixing', ['straight_through', 'l2_norm'])
+def test_a_row_that_mixes_nothing_has_a_gradient_that_is_usable(mixing):
+  logits = jnp.array([-0.5, -0.5]) if mixing == 'straight_through' else 0.0
+  logits = jnp.broadcast_to(logits, (1, 2))
+  weights, vjp = jax.vjp(
+    lambda x: routing.mixing_weights(x, MixingForm(mixing)), logits
+  )
+  assert not weights.any()
+  (gradient,) = vjp(jnp.array([[1.0, -2.0]]))
+  assert gradient.all() and abs(gradient).max() < 10
 
 
 def test_straight_through_has_the_gradient_of_the_rounded_mean():
   logits = jnp.array([0.5, -1.0, 2.0])
   cotangent = jnp.array([1.0, 3.0, -2.0])
   _, vjp = jax.vjp(
-    lambda x: routing.mixing_weights(x, 'straight_through'), logits
+    lambda x: routing.mixing_weights(x, MixingForm('straight_through')), logits
   )
   # w = h / sum(h) at h = round(z), and dh/dz = 1.
   z, h = jax.nn.sigmoid(logits), jnp.array([1.0, 0.0, 1.0])
@@ -70,19 +114,21 @@ def test_straight_through_has_the_gradient_of_the_rounded_mean():
   np.testing.assert_allclose(vjp(cotangent)[0], d_h * z * (1 - z), rtol=1e-5)
 
 
-def test_straight_through_with_no_skill_on_stays_finite():
-  logits = jnp.full((1, 4), -0.5)
-  weights, vjp = jax.vjp(
-    lambda x: routing.mixing_weights(x, 'straight_through'), logits
-  )
-  assert not weights.any()
-  gradient = vjp(jnp.arange(4.0)[None])[0]
-  assert jnp.isfinite(gradient).all() and abs(gradient).max() < 10
-
-
 def test_forms_without_logits_refuse_them():
   with pytest.raises(ValueError, match='no routing logits'):
-    routing.mixing_weights(jnp.zeros((1, 4)), 'uniform')
+    routing.mixing_weights(jnp.zeros((1, 4)), MixingForm('uniform'))
+
+
+@pytest.mark.parametrize('mixing', ['softmax', 'l2_norm', 'uniform', 'private'])
+@pytest.mark.parametrize(
+  'gates', [{'normalisation': 'sqrt'}, {'shared_skill': True}], ids=str
+)
+def test_settings_of_gates_are_refused_where_there_are_none(mixing, gates):
+  (name,) = gates
+  with pytest.raises(
+    UserError, match=f"{name}=.*mixing='{mixing}' has not got.*choose one of"
+  ):
+    MixingForm(mixing, **gates)
 
 
 @functools.cache
@@ -103,14 +149,15 @@ def weights_of(
   noise_key=None,
   example_index=None,
 ):
+  n_tasks = SIZES['n_skills'] if mixing == 'private' else SIZES['n_tasks']
+  config = AdapterConfig(
+    **SIZES | {'n_tasks': n_tasks}, mixing=mixing, router_scope=scope
+  )
   return routing.compute_mixing_weights(
     routers,
     LINEARS,
     jnp.array(task_ids),
-    mixing=mixing,
-    scope=scope,
-    n_splits=SIZES['n_splits'],
-    n_skills=SIZES['n_skills'],
+    config,
     noise_key=noise_key,
     example_index=example_index,
   )
@@ -148,7 +195,7 @@ def test_router_shapes_and_weights_by_scope(scope):
   for path, linear in LINEARS.items():
     logits = np.asarray(at(routers, routing.router_of(path, scope)))
     logits = np.broadcast_to(logits, (linear.layers, 5, 2, 4))
-    expected = loop_weights(logits[:, task_ids], 'sigmoid')
+    expected = loop_weights(logits[:, task_ids], MixingForm())
     np.testing.assert_allclose(weights[path], expected, atol=1e-6)
 
 

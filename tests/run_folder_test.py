@@ -129,6 +129,17 @@ def test_models_survive_json(model):
   assert run_folder.model_from_json(json.loads(text)) == model
 
 
+def test_settings_of_gates_survive_json_and_may_be_missing_from_it():
+  routed = dataclasses.replace(
+    _MODEL.adapters, normalisation='sqrt', shared_skill=True
+  )
+  model = dataclasses.replace(_MODEL, adapters=routed)
+  values = json.loads(json.dumps(run_folder.model_to_json(model)))
+  assert run_folder.model_from_json(values) == model
+  del values['adapters']['normalisation'], values['adapters']['shared_skill']
+  assert run_folder.model_from_json(values) == _MODEL
+
+
 def test_keys_of_another_version_are_reported():
   values = run_folder.model_to_json(_MODEL)
   values['adapters']['n_heads'] = 4

@@ -48,10 +48,7 @@ def task_mixing_weights(
     params.get('routers', {}),
     adapters.linears_of(params['adapters']),
     jnp.arange(config.n_tasks),
-    mixing=config.mixing,
-    scope=config.router_scope,
-    n_splits=config.n_splits,
-    n_skills=config.n_skills,
+    config,
   )
   shape = (config.n_tasks, config.n_splits, config.n_skills)
   return {
@@ -64,13 +61,13 @@ def usage(
   weights: Float[np.ndarray, '... task split skill'],
 ) -> Float[np.ndarray, '... split skill']:
   """Returns each skill's share of the weight, the mean over the tasks."""
-  return weights.mean(axis=-3)
+  return _shares(weights).mean(axis=-3)
 
 
 def entropy(
   weights: Float[np.ndarray, '... skill'],
 ) -> Float[np.ndarray, '...']:
-  """Returns the entropy over skills: 0 is one skill, 1 is all alike.
+  """Returns the entropy of the shares: 0 is one skill, 1 is all alike.
 
   >>> entropy(np.array([[1.0, 0.0], [0.5, 0.5]])).tolist()
   [0.0, 1.0]
@@ -78,8 +75,16 @@ def entropy(
   n_skills = weights.shape[-1]
   if n_skills == 1:
     return np.zeros(weights.shape[:-1])
-  safe = np.where(weights > 0, weights, 1.0)
-  return np.abs((weights * np.log(safe)).sum(axis=-1)) / np.log(n_skills)
+  shares = _shares(weights)
+  safe = np.where(shares > 0, shares, 1.0)
+  return np.abs((shares * np.log(safe)).sum(axis=-1)) / np.log(n_skills)
+
+
+def _shares(weights):
+  """Sizes that sum to 1: not every form's weights do, and some have signs."""
+  sizes = np.abs(weights)
+  total = sizes.sum(axis=-1, keepdims=True)
+  return sizes / np.where(total > 0, total, 1.0)
 
 
 def task_similarity(weights: Weights) -> Float[np.ndarray, 'task task']:
