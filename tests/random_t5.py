@@ -1,25 +1,34 @@
 """Small T5s of random shape and weights, in transformers and in ours."""
 
+import math
+
 import numpy as np
 
 from mhr_jax.t5 import config as config_lib
 import transformers_weights
 
 
-def draw_config(family, seed):
-  """Returns a T5 in which sizes that often agree differ."""
+def draw_config(family, seed, *, n_splits=1):
+  """Returns a T5 in which sizes that often agree differ.
+
+  Args:
+    family: 't5_1_1' or 't5_1_0'.
+    seed: of the draw.
+    n_splits: divides the features of all linears.
+  """
   rng = np.random.default_rng(seed)
   heads, head_dim = (int(n) for n in rng.integers(2, 7, 2))
+  head_dim *= n_splits // math.gcd(heads * head_dim, n_splits)
   shallow = int(rng.integers(1, 3))
   depths = [shallow, shallow + int(rng.integers(1, 3))]
   rng.shuffle(depths)
   return config_lib.t5_config(
     f'{family}_tiny',
     vocab_size=int(rng.integers(40, 60)),
-    emb_dim=heads * head_dim + int(rng.integers(1, 9)),
+    emb_dim=heads * head_dim + n_splits * int(rng.integers(1, 9)),
     num_heads=heads,
     head_dim=head_dim,
-    mlp_dim=int(rng.integers(20, 50)),
+    mlp_dim=int(rng.integers(20, 50)) // n_splits * n_splits,
     num_encoder_layers=depths[0],
     num_decoder_layers=depths[1],
     relative_attention_num_buckets=int(rng.choice([4, 6, 10, 16])),
@@ -47,6 +56,7 @@ def build(config, seed):
       feed_forward_proj='gated-gelu' if gated else 'relu',
       tie_word_embeddings=config.logits_via_embedding,
       decoder_start_token_id=config.decoder_start_token_id,
+      dropout_rate=config.dropout_rate,
     )
   ).eval()
   if not config.logits_via_embedding:
@@ -76,13 +86,22 @@ def _draw(rng, name, shape):
   return draw.astype(np.float32)
 
 
-def draw_batch(config, seed, *, rows=5, inputs=30, length=7):
-  """Returns a batch with padding in both of its sequences."""
+def draw_batch(config, seed, *, rows=5, inputs=30, length=7, shortest=1):
+  """Returns a batch with padding in both of its sequences.
+
+  Args:
+    config: the backbone.
+    seed: of the draw.
+    rows: examples.
+    inputs: tokens of the longest input.
+    length: tokens of the longest target.
+    shortest: tokens that every input and target has at least.
+  """
   rng = np.random.default_rng(seed)
   batch = {}
   for name, width in (('inputs', inputs), ('targets', length)):
     tokens = rng.integers(2, config.vocab_size, (rows, width))
-    sizes = rng.integers(1, width + 1, rows)
+    sizes = rng.integers(shortest, width + 1, rows)
     sizes[0] = width
     batch[name] = np.where(np.arange(width) < sizes[:, None], tokens, 0)
   targets = batch['targets']
