@@ -280,6 +280,15 @@ def relative_position_bucket(
   return (ahead + bucket).astype(np.int32)
 
 
+def count_positions(length: Any) -> Int[np.ndarray | Array, 'length']:
+  """Returns 0, 1, … length - 1.
+
+  NumPy's, so that what depends on positions alone is computed while tracing;
+  JAX's where the length is a symbol, as in programs that are exported.
+  """
+  return np.arange(length) if isinstance(length, int) else jnp.arange(length)
+
+
 class RelativePositionBias(nn.Module):
   """A table of attention biases by distance: a stack's, or one layer's.
 
@@ -293,7 +302,7 @@ class RelativePositionBias(nn.Module):
 
   @nn.compact
   def __call__(
-    self, relative_position: Int[np.ndarray, '*shape']
+    self, relative_position: Int[np.ndarray | Array, '*shape']
   ) -> Float[Array, 'heads *shape']:
     """Returns the float32 bias of every head at each distance."""
     config = self.config
@@ -301,10 +310,22 @@ class RelativePositionBias(nn.Module):
     table = self.param(
       'rel_embedding', _TABLE_INIT, (config.num_heads, buckets), jnp.float32
     )
-    bucket = relative_position_bucket(
-      relative_position,
-      bidirectional=self.bidirectional,
-      num_buckets=buckets,
-      max_distance=config.relative_attention_max_distance,
-    )
+    bucket = self._bucket(relative_position)
     return jnp.take(table.astype(jnp.float32), bucket, axis=1)
+
+  def _bucket(
+    self, relative_position: Int[np.ndarray | Array, '*shape']
+  ) -> Int[np.ndarray | Array, '*shape']:
+    farthest = self.config.relative_attention_max_distance
+    bucket = functools.partial(
+      relative_position_bucket,
+      bidirectional=self.bidirectional,
+      num_buckets=self.config.relative_attention_num_buckets,
+      max_distance=farthest,
+    )
+    if isinstance(relative_position, np.ndarray):
+      return bucket(relative_position)
+    # Looked up, since XLA's logarithm rounds differently at the borders of
+    # buckets; all distances from the farthest on share one.
+    known = jnp.asarray(bucket(np.arange(-farthest, farthest + 1)))
+    return known[jnp.clip(relative_position, -farthest, farthest) + farthest]

@@ -157,7 +157,7 @@ class Encoder(_Stack):
       deterministic: no dropout.
     """
     config, layer_adapters = self.config, self.layer_adapters
-    positions = np.arange(x.shape[1])
+    positions = layers_lib.count_positions(x.shape[1])
     relative = positions[None, :] - positions[:, None]
     bias_of = self._position_biases(lambda table: table(relative)[None])
 
@@ -299,9 +299,9 @@ class Decoder(_Stack):
 def _causal_bias(
   table: layers_lib.RelativePositionBias, length: int
 ) -> Float[Array, '1 heads length length']:
-  positions = np.arange(length)
+  positions = layers_lib.count_positions(length)
   relative = positions[None, :] - positions[:, None]
-  hidden = np.where(relative > 0, MASKED, 0.0).astype(np.float32)
+  hidden = (relative > 0) * np.float32(MASKED)
   return (table(relative) + hidden)[None]
 
 
@@ -310,7 +310,7 @@ def _bias_at(
   position: Int[Array, ''],
   length: int,
 ) -> Float[Array, '1 heads 1 length']:
-  by_distance = table(-np.arange(length))
+  by_distance = table(-layers_lib.count_positions(length))
   distance = position - jnp.arange(length)
   bias = jnp.take(by_distance, jnp.maximum(distance, 0), axis=1)
   return jnp.where(distance < 0, MASKED, bias)[None, :, None, :]
