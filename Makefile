@@ -4,12 +4,15 @@ BIN := .venv/bin
 SHELL := /bin/bash
 JOBS ?= 2
 
-.PHONY: setup quickstart lint types test test-slow test-interop clean
+.PHONY: setup quickstart lint types test test-slow test-interop test-t5x clean
 
 setup: .venv/setup.stamp
 
 .venv/setup.stamp: setup.py constraints.txt
 	$(PYTHON) -m venv .venv && $(BIN)/pip install -q -c constraints.txt -e '.[data,dev]' && touch $@
+
+.venv/t5x.stamp: .venv/setup.stamp
+	$(BIN)/pip install -q -c constraints.txt -e '.[data,dev,t5x]' && touch $@
 
 .venv/interop.stamp: .venv/setup.stamp
 	$(BIN)/pip install -q -c constraints.txt -e '.[data,dev,interop]' && touch $@
@@ -31,6 +34,10 @@ test-slow: setup
 
 test-interop: .venv/interop.stamp
 	$(BIN)/python -m pytest -q --durations=20 -m 'interop or parity'
+
+# T5X_DIR=<checkout of google-research/t5x> make test-t5x
+test-t5x: .venv/t5x.stamp
+	$(BIN)/python -m pytest -q --durations=20 -m t5x
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache

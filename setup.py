@@ -30,6 +30,8 @@ _CORE = [
 _EXTRAS = {
   # Registering and preparing tasks; training on prepared data needs none.
   'data': ['seqio>=0.0.20', 'tensorflow>=2.21', 'tensorflow-text>=2.21'],
+  # What a checkout of google-research/t5x imports beside ours and `data`.
+  't5x': ['cached-property>=2', 'chex>=0.1.90', 'fiddle>=0.3.1'],
   'interop': ['peft>=0.21', 'torch==2.13.0', 'transformers>=5.23'],
   'cuda12': ['jax[cuda12]>=0.10,<0.12'],
   'tpu': ['jax[tpu]>=0.10,<0.12'],
@@ -43,7 +45,7 @@ _EXTRAS = {
   ],
 }
 
-_CONFIG_FOLDERS = ['models', 'methods', 'runs', 'presets']
+_CONFIG_FOLDERS = ['models', 'methods', 'runs', 'presets', 't5x']
 
 setuptools.setup(
   name='mhr_jax',
@@ -58,6 +60,7 @@ setuptools.setup(
     'mhr_jax.convert',
     'mhr_jax.data',
     'mhr_jax.t5',
+    'mhr_jax.t5x',
     'mhr_jax.tasks',
     'mhr_jax.configs',
     *(f'mhr_jax.configs.{folder}' for folder in _CONFIG_FOLDERS),

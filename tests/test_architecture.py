@@ -37,8 +37,16 @@ _ROWS = (
     'vocabulary',
   ),
   ('adapters', 'methods', 'optim', 'partitioning', 't5.*'),
-  ('model', 'model_card'),
-  ('backbones', 'checkpoints', 'convert.*', 'data.*', 'frozen', 'run_folder'),
+  ('fusing', 'model', 'model_card'),
+  (
+    'adapter_folder',
+    'backbones',
+    'checkpoints',
+    'convert.*',
+    'data.*',
+    'frozen',
+    'run_folder',
+  ),
   ('reporting',),
   ('evaluation', 'scores'),
   (
@@ -64,10 +72,16 @@ _ROWS = (
   ('commands', 'study', 'study_results'),
   ('configurables',),
   ('cli',),
+  ('t5x.*',),
 )
 # The only modules that import seqio or TensorFlow. Others may import these
 # inside a function only.
-_SEQIO = next(row for row in _ROWS if 'data.registry' in row)
+_SEQIO = tuple(
+  name
+  for row in _ROWS
+  if 'data.registry' in row or 't5x.*' in row
+  for name in row
+)
 _LAZY = ('matplotlib', 'torch', 'transformers', 'peft')
 _MAX_FILE, _MAX_FUNCTION = 500, 80
 

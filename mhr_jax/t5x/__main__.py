@@ -1,0 +1,36 @@
+"""`python -m mhr_jax.t5x --gin_file=… --run_mode=train|eval|infer`.
+
+Runs T5X's own main, unchanged, as the program: gin files that say
+`import __main__ as train_script` find what they expect. The flags are T5X's.
+"""
+
+import os
+import pathlib
+import runpy
+import sys
+
+from mhr_jax.errors import UserError
+from mhr_jax.t5x import installation
+
+
+def main() -> int:
+  """Runs T5X's main; returns the exit code of what went wrong before it."""
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  try:
+    installation.prepare_imports()
+  except UserError as error:
+    print(f'mhr_jax.t5x: {error}', file=sys.stderr)
+    return 2
+  import gin
+
+  from mhr_jax import configs
+
+  for folder in configs.__path__:
+    gin.add_config_file_search_path(str(pathlib.Path(folder)))
+  sys.argv[0] = 'mhr_jax.t5x'
+  runpy.run_module('t5x.main', run_name='__main__', alter_sys=True)
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())

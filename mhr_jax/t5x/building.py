@@ -1,0 +1,77 @@
+"""What a gin file of T5X's builds of ours: the routed model and what it is."""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any
+
+from etils import epath
+from t5x import gin_utils
+
+from mhr_jax import methods, run_folder
+from mhr_jax.adapters import AdapterConfig
+from mhr_jax.model import MixIn, RoutedT5
+from mhr_jax.t5.config import T5Config
+from mhr_jax.task_table import TaskTable
+
+
+def build_routed(
+  backbone: T5Config,
+  method: str,
+  adapters: Callable[..., AdapterConfig],
+  n_tasks: int,
+  *,
+  phase: methods.Phase = 'pretrain',
+  scan_layers: bool = False,
+  mix_in: MixIn = 'auto',
+) -> RoutedT5:
+  """Returns the model of a method in a phase.
+
+  The averaged adapter (-mu) keeps its inventory here and mixes it uniformly,
+  as the authors' code does: T5X restores arrays as they are.
+
+  Args:
+    backbone: the T5.
+    method: a row of the table of methods.
+    adapters: an `AdapterConfig` but for the number of tasks.
+    n_tasks: of the mixture.
+    phase: pre-training, or what follows it.
+    scan_layers: whether layers are stacked; published T5 1.1 checkpoints are
+      not.
+    mix_in: see `RoutedT5`.
+  """
+  row = methods.get_method(method)
+  base = adapters(n_tasks=n_tasks)
+  config = dataclasses.replace(backbone, scan_layers=scan_layers)
+  if phase != 'pretrain' and row.adapt_from == 'average':
+    before = methods.adapter_config(row.pretrain_as, base)
+    assert before is not None
+    added = dataclasses.replace(before, mixing='uniform')
+  else:
+    added = methods.adapter_config(row, base, phase=phase)
+  return RoutedT5(config, added, mix_in)
+
+
+def summarize_config(
+  model_dir: str,
+  summary_writer: Any,
+  step: int,
+  *,
+  model: Any,
+  task_table: TaskTable,
+) -> None:
+  """Writes what `mhr_jax.load` needs beside T5X's checkpoints.
+
+  T5X calls it once at the start (`train.summarize_config_fn`). Written are
+  T5X's own summary, `model.json` and `tasks.json`.
+
+  Args:
+    model_dir: T5X's MODEL_DIR.
+    summary_writer: T5X's.
+    step: the first one.
+    model: the `RoutedEncoderDecoderModel`.
+    task_table: which id is which task.
+  """
+  gin_utils.summarize_gin_config(model_dir, summary_writer, step)
+  run_folder.write_description(
+    epath.Path(model_dir), model=model.routed, task_table=task_table
+  )
