@@ -329,7 +329,7 @@ def compute_mixing_weights(
     rows = dict.fromkeys(names, same)
   elif form.mixing == 'private':
     own = jax.nn.one_hot(task_ids, n_skills)[:, None, :]
-    own = jnp.broadcast_to(own, (len(own), config.n_splits, n_skills))
+    own = jnp.broadcast_to(own, (own.shape[0], config.n_splits, n_skills))
     rows = dict.fromkeys(names, own)
   else:
     logits = {name: _logits_of(routers, name) for name in names}
