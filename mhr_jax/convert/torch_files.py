@@ -91,3 +91,54 @@ def _to_numpy(tensor: Any, where: str) -> np.ndarray:
     return tensor.numpy()
   except (TypeError, RuntimeError) as e:
     raise UserError(f'{where} cannot be read as an array: {e}') from e
+
+
+class PickledFiles:
+  """The tensors of a checkpoint's pickles, one file in memory at a time.
+
+  A tensor is freed once it was read.
+
+  Attributes:
+    shapes: by name, file after file.
+  """
+
+  def __init__(self, files: list[epath.Path], *, allow_pickle: bool = False):
+    """Looks into every file.
+
+    Raises:
+      UserError: see `read_state_dict`; or two files hold the same name.
+    """
+    self._allow_pickle = allow_pickle
+    self._tensors: dict[str, np.ndarray] = {}
+    self._file_of: dict[str, epath.Path] = {}
+    self.shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
+      self._open(file)
+      for name, tensor in self._tensors.items():
+        if name in self._file_of:
+          other = self._file_of[name].name
+          raise UserError(f'{file} holds {name}, and so does {other}.')
+        self._file_of[name] = file
+        self.shapes[name] = tensor.shape
+
+  def read_into(self, name: str, out: np.ndarray) -> None:
+    """Copies a tensor into `out`, of its shape and any type and strides."""
+    out[...] = self._find(name)
+    del self._tensors[name]
+
+  def is_copy(self, name: str, of: str) -> bool:
+    """Whether two tensors are the same; the first is then forgotten."""
+    a, b = self._find(name), self._find(of)
+    same = a.dtype == b.dtype and np.array_equal(a, b)
+    if same:
+      self._tensors.pop(name, None)
+    return same
+
+  def _find(self, name: str) -> np.ndarray:
+    if name not in self._tensors:
+      self._open(self._file_of[name])
+    return self._tensors[name]
+
+  def _open(self, file: epath.Path) -> None:
+    self._tensors = {}  # before the next file comes
+    self._tensors = read_state_dict(file, allow_pickle=self._allow_pickle)
