@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol
 from flax import traverse_util
 import jax
 from jax import numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from mhr_jax import routing
 from mhr_jax.errors import UserError, nearest
@@ -299,6 +299,56 @@ def pair_with_weights(adapters: Adapters, weights: routing.Weights) -> PyTree:
     for path, inventory in list_inventories(adapters).items()
   }
   return traverse_util.unflatten_dict(flat)
+
+
+def pair_for_batch(
+  params: Mapping[str, PyTree],
+  config: AdapterConfig,
+  task_ids: Int[Array, 'batch'] | None,
+  *,
+  noise_key: PRNGKeyArray | None = None,
+  example_index: Int[Array, 'batch'] | None = None,
+) -> PyTree:
+  """Pairs inventories with a batch's mixing weights: `pair_with_weights`.
+
+  Args:
+    params: with 'adapters' and, where routing is learned, 'routers'.
+    config: of the adapters.
+    task_ids: of the examples; not needed where the task does not matter.
+    noise_key: of the step, in training with 'relaxed_bernoulli'.
+    example_index: see `routing.compute_mixing_weights`.
+
+  Returns:
+    What `mix_adapters` mixes; batch is 1 where one pair serves all examples.
+
+  Raises:
+    UserError: the adapters depend on the task and there are no task ids.
+  """
+  weights = routing.compute_mixing_weights(
+    params.get('routers', {}),
+    linears_of(params['adapters']),
+    _rows_to_mix(config, task_ids, noise_key, example_index),
+    config,
+    noise_key=noise_key,
+    example_index=example_index,
+  )
+  return pair_with_weights(params['adapters'], weights)
+
+
+def _rows_to_mix(config, task_ids, noise_key, example_index):
+  """Returns the tasks to mix for: one row where one pair serves all."""
+  noisy = config.mixing == 'relaxed_bernoulli' and noise_key is not None
+  alone = config.n_tasks == 1 and not noisy
+  if config.mixing == 'uniform' or alone:
+    return jnp.zeros(1, jnp.int32)
+  if task_ids is not None:
+    return task_ids
+  if config.n_tasks == 1 and example_index is not None:
+    return jnp.zeros_like(example_index)
+  raise UserError(
+    'The batch has no task_ids, and its examples may differ in their'
+    f' adapters ({config.n_tasks} tasks): say which task each one is.'
+  )
 
 
 def mix_adapters(

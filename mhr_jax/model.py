@@ -276,32 +276,12 @@ class RoutedT5:
 
   def _pair(self, params, task_ids, noise_key, example_index) -> PyTree:
     """Returns inventories with their mixing weights, ready to be mixed."""
-    added = self._added
-    task_ids = self._rows(task_ids, noise_key, example_index)
-    weights = routing.compute_mixing_weights(
-      params.get('routers', {}),
-      adapters_lib.linears_of(params['adapters']),
+    return adapters_lib.pair_for_batch(
+      params,
+      self._added,
       task_ids,
-      added,
       noise_key=noise_key,
       example_index=example_index,
-    )
-    return adapters_lib.pair_with_weights(params['adapters'], weights)
-
-  def _rows(self, task_ids, noise_key, example_index) -> Int[Array, 'rows']:
-    """Returns the tasks to mix for: one row where one pair serves all."""
-    added = self._added
-    noisy = added.mixing == 'relaxed_bernoulli' and noise_key is not None
-    alone = added.n_tasks == 1 and not noisy
-    if added.mixing == 'uniform' or alone:
-      return jnp.zeros(1, jnp.int32)
-    if task_ids is not None:
-      return task_ids
-    if added.n_tasks == 1 and example_index is not None:
-      return jnp.zeros_like(example_index)
-    raise UserError(
-      'The batch has no task_ids, and its examples may differ in their'
-      f' adapters ({added.n_tasks} tasks): say which task each one is.'
     )
 
   def _mixes_in_layer(self, paired: PyTree) -> bool:
