@@ -45,7 +45,9 @@ def build_routed(
   if phase != 'pretrain' and row.adapt_from == 'average':
     before = methods.adapter_config(row.pretrain_as, base)
     assert before is not None
-    added = dataclasses.replace(before, mixing='uniform')
+    added = dataclasses.replace(
+      before, mixing='uniform', normalisation='sum', shared_skill=False
+    )
   else:
     added = methods.adapter_config(row, base, phase=phase)
   return RoutedT5(config, added, mix_in)

@@ -8,27 +8,16 @@ import jax
 import numpy as np
 import pytest
 
+from mhr_jax.convert import hf_t5
 from mhr_jax.model import RoutedT5
 from mhr_jax.t5 import layers
-from mhr_jax.t5.config import t5_config
 from mhr_jax.t5.decoding import DecodingSettings
 from mhr_jax.t5.network import T5
-import transformers_weights
 
 pytestmark = pytest.mark.parity
 
 TOLERANCE = 1e-5
 REFERENCE = 'transformers, T5 1.1'
-MODEL = RoutedT5(
-  t5_config(
-    't5_1_1_tiny',
-    vocab_size=384,
-    emb_dim=32,
-    num_heads=4,
-    head_dim=8,
-    mlp_dim=64,
-  )
-)
 
 
 @pytest.fixture(scope='module')
@@ -37,10 +26,9 @@ def folder(shared_dir):
 
 
 @pytest.fixture(scope='module')
-def params(folder):
-  numpy = pytest.importorskip('safetensors.numpy')
-  tensors = numpy.load_file(folder / 'model.safetensors')
-  return {'backbone': transformers_weights.to_backbone(tensors, MODEL.config)}
+def model_and_params(folder):
+  config, backbone = hf_t5.read_backbone(folder)
+  return RoutedT5(config), {'backbone': backbone}
 
 
 @pytest.fixture(scope='module')
@@ -75,17 +63,19 @@ def check(report_difference):
   ('x64', 'precision'), [(False, 'f32'), (False, 'f64'), (True, 'f64')]
 )
 def test_encoder_states_logits_and_loss(
-  params, batch, theirs, check, x64, precision
+  model_and_params, batch, theirs, check, x64, precision
 ):
+  model, params = model_and_params
+
   def run(params, batch):
-    encoded = T5(MODEL.config).apply(
+    encoded = T5(model.config).apply(
       {'params': params['backbone']},
       batch['encoder_input_tokens'],
       mask=batch['encoder_mask'],
       method='encode',
     )
-    total, weights, _ = MODEL.loss(params, batch)
-    return encoded, MODEL.logits(params, batch), total / weights
+    total, weights, _ = model.loss(params, batch)
+    return encoded, model.logits(params, batch), total / weights
 
   with jax.enable_x64(x64):
     encoded, logits, loss = jax.jit(run)(params, batch)
@@ -99,13 +89,14 @@ def test_encoder_states_logits_and_loss(
 
 
 @pytest.mark.parametrize('num_beams', [1, 4])
-def test_tokens(params, batch, theirs, check, num_beams):
+def test_tokens(model_and_params, batch, theirs, check, num_beams):
+  model, params = model_and_params
   settings = DecodingSettings(16, num_beams=num_beams)
-  generate = jax.jit(MODEL.generate, static_argnums=2)
+  generate = jax.jit(model.generate, static_argnums=2)
   tokens = generate(params, batch, settings)
   name = 'greedy_16' if num_beams == 1 else 'beam4_16'
   start, expected = theirs[name][:, :1], theirs[name][:, 1:]
-  assert (start == MODEL.config.decoder_start_token_id).all()
+  assert (start == model.config.decoder_start_token_id).all()
   assert len(np.unique(expected, axis=0)) > 1
   check(f'tokens, {name}', tokens, expected, tolerance=0)
 
