@@ -6,7 +6,7 @@ alone brings neither JAX nor TensorFlow.
 
     import mhr_jax
 
-    run = mhr_jax.load_run('runs/mhr')
+    model = mhr_jax.load('runs/mhr')
     config = mhr_jax.t5_config('t5_1_1_base')
 
 Training is `mhr_jax.train.train`, of the module of that name.
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
   from mhr_jax.adaptation import AdaptationSettings, adapt
   from mhr_jax.adapters import AdapterConfig
+  from mhr_jax.api import Model, load
   from mhr_jax.backbones import load_backbone
   from mhr_jax.data.loader import build_loader
   from mhr_jax.data.mixture_settings import MixtureSettings
@@ -44,6 +45,7 @@ __all__ = [
   'EvaluationSettings',
   'FewShotSettings',
   'MixtureSettings',
+  'Model',
   'OptimizerSettings',
   'RoutedT5',
   'T5Config',
@@ -56,6 +58,7 @@ __all__ = [
   'evaluate_generation',
   'fit',
   'get_method',
+  'load',
   'load_backbone',
   'load_run',
   'load_vocabulary',
@@ -65,6 +68,7 @@ __all__ = [
 _NAMES_BY_MODULE = {
   'adaptation': ('AdaptationSettings', 'adapt'),
   'adapters': ('AdapterConfig',),
+  'api': ('Model', 'load'),
   'backbones': ('load_backbone',),
   'data.loader': ('build_loader',),
   'data.mixture_settings': ('MixtureSettings',),

@@ -49,6 +49,7 @@ _ROWS = (
   ),
   ('reporting',),
   ('evaluation', 'scores'),
+  ('api', 'compiled_model', 'loading', 'model_inputs', 'task_choice'),
   (
     'meter',
     'prefetch',

@@ -1,0 +1,342 @@
+"""A model to use: token ids or texts in; logits, texts and scores out.
+
+    import mhr_jax
+
+    model = mhr_jax.load('runs/mhr')
+    model.generate(['a text', 'another one'], task='copy')
+
+What comes in and goes out is NumPy and plain Python. A task is a name or an id
+wherever one is asked for; 'average' is the average adapter (the paper's mu).
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from etils import epath
+import jax
+from jaxtyping import Float32, Int32
+import numpy as np
+
+from mhr_jax import adapters, loading, partitioning, task_choice
+from mhr_jax import model_inputs as inputs
+from mhr_jax.compiled_model import CompiledModel
+from mhr_jax.errors import UserError, nearest
+from mhr_jax.t5.config import T5Config
+from mhr_jax.t5.decoding import DecodingSettings
+from mhr_jax.task_choice import TaskRows, Tasks
+from mhr_jax.vocabulary import Vocabulary
+
+_NORMALISATIONS = ('sum', 'average')
+
+
+class Model:
+  """A T5 with its adapters, its tasks and its vocabulary; `load` reads one.
+
+  Attributes:
+    loaded: the `RoutedT5`, its parameters, task table and vocabulary.
+  """
+
+  def __init__(self, loaded: loading.LoadedModel):
+    self.loaded = loaded
+    self._table = task_choice.known_tasks(loaded.model, loaded.task_table)
+    self._compiled = CompiledModel(loaded.model, loaded.params)
+
+  def __repr__(self) -> str:
+    counts = ', '.join(
+      f'{count:,} in {label}' for label, count in self.n_parameters.items()
+    )
+    return (
+      f'Model({self.loaded.source!r}, {len(self.tasks)} tasks, parameters:'
+      f' {counts})'
+    )
+
+  @property
+  def tasks(self) -> tuple[str, ...]:
+    """The tasks' names in the order of their ids.
+
+    '0', '1', … where adapters came without names; () without adapters.
+    """
+    return () if self._table is None else self._table.names
+
+  @property
+  def n_parameters(self) -> dict[str, int]:
+    """How many parameters `backbone`, `adapters` and `routers` have."""
+    return {
+      label: sum(leaf.size for leaf in jax.tree.leaves(tree))
+      for label, tree in self.loaded.params.items()
+    }
+
+  def logits(
+    self,
+    input_ids: Int32[np.ndarray, 'batch inputs'],
+    decoder_input_ids: Int32[np.ndarray, 'batch length'],
+    attention_mask: Any | None = None,
+    task_ids: Tasks | None = None,
+  ) -> Float32[np.ndarray, 'batch length vocab']:
+    """Returns the logits of the next token at every target position.
+
+    Args:
+      input_ids: what the encoder reads.
+      decoder_input_ids: what the decoder reads: the targets moved right by
+        one, behind the start token.
+      attention_mask: 1 where an input token is read, in the shape of
+        `input_ids`; by default at every token but padding.
+      task_ids: of each row, names or ids, or one for all; 'average' for the
+        average adapter; not needed with one task or without routing.
+
+    Raises:
+      UserError: shapes or ids do not fit, or the tasks differ and none is
+        chosen.
+    """
+    batch = self._batch(input_ids, attention_mask)
+    rows = len(batch['encoder_input_tokens'])
+    batch['decoder_input_tokens'] = inputs.check_tokens(
+      'decoder_input_ids', decoder_input_ids, self._config, rows=rows
+    )
+    return self._compiled.logits(batch, self._choose(task_ids, rows))
+
+  def generate_ids(
+    self,
+    input_ids: Int32[np.ndarray, 'batch inputs'],
+    attention_mask: Any | None = None,
+    task_ids: Tasks | None = None,
+    max_new_tokens: int = 64,
+    num_beams: int = 1,
+    *,
+    seed: int = 0,
+    **sampling: Any,
+  ) -> Int32[np.ndarray, 'batch length']:
+    """Writes a sequence for every row, in the form of transformers.
+
+    Args:
+      input_ids: what the encoder reads.
+      attention_mask: see `logits`.
+      task_ids: see `logits`.
+      max_new_tokens: tokens to write at most, the end token included.
+      num_beams: sequences that beam search keeps; 1 takes the best token.
+      seed: of the random choices, where `temperature` is above 0.
+      **sampling: further fields of `DecodingSettings`: temperature, top_k,
+        top_p, length_penalty.
+
+    Returns:
+      The decoder's start token, the tokens, padding after the end token; as
+      long as the longest row. A row that reads no token writes none.
+
+    Raises:
+      UserError: see `logits` and `DecodingSettings`.
+    """
+    settings = DecodingSettings(max_new_tokens, num_beams, **sampling)
+    batch = self._batch(input_ids, attention_mask)
+    tasks = self._choose(task_ids, len(batch['encoder_input_tokens']))
+    key = jax.random.key(seed)
+    tokens = self._compiled.generate(batch, tasks, settings, key)
+    lengths = _lengths(tokens, self._config.eos_id)
+    lengths[~batch['encoder_mask'].any(axis=1)] = 0
+    first = self._config.decoder_start_token_id
+    start = np.full((len(tokens), 1), first, np.int32)
+    return np.concatenate([start, tokens[:, : lengths.max(initial=0)]], axis=1)
+
+  def generate(
+    self,
+    texts: str | Sequence[str],
+    task: Tasks | None = None,
+    *,
+    max_new_tokens: int = 64,
+    num_beams: int = 1,
+    input_length: int | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+    **sampling: Any,
+  ) -> Any:
+    """Writes a text for every text.
+
+    Args:
+      texts: the inputs.
+      task: see `logits`; one for all texts or one a text.
+      max_new_tokens: see `generate_ids`.
+      num_beams: see `generate_ids`.
+      input_length: tokens of a text, its end token included, beyond which it
+        is cut; None cuts nothing.
+      batch_size: texts in a batch.
+      seed: see `generate_ids`.
+      **sampling: see `generate_ids`.
+
+    Returns:
+      A list of texts; one text where `texts` is one.
+
+    Raises:
+      UserError: see `generate_ids`; or the model has no vocabulary.
+    """
+    settings = DecodingSettings(max_new_tokens, num_beams, **sampling)
+    found = [texts] if isinstance(texts, str) else list(texts)
+    tasks = self._choose(task, len(found))
+    rows = self._encode(found, input_length)
+    vocabulary, key, written = self._vocabulary, jax.random.key(seed), []
+    for piece, size in inputs.cut_in_batches(len(rows), batch_size):
+      batch = self._batch(self._pad(rows[piece], size))
+      tokens = self._compiled.generate(
+        batch,
+        task_choice.rows_of(tasks, piece, size),
+        settings,
+        jax.random.fold_in(key, piece.start),
+      )
+      tokens = tokens[: len(rows[piece])].tolist()
+      written += [vocabulary.decode(row).strip() for row in tokens]
+    return written[0] if isinstance(texts, str) else written
+
+  def score(
+    self,
+    texts: str | Sequence[str],
+    choices: Sequence[str] | Sequence[Sequence[str]],
+    task: Tasks | None = None,
+    *,
+    normalisation: Literal['sum', 'average'] = 'sum',
+    input_length: int | None = None,
+    batch_size: int = 32,
+  ) -> Any:
+    """Returns how likely each choice is as a text's answer.
+
+    Args:
+      texts: the inputs.
+      choices: one list for all texts, or one list a text.
+      task: see `generate`.
+      normalisation: 'sum' is the log-probability of the choice: the sum over
+        its tokens and its end token. 'average' divides it by their number, so
+        that long choices have no disadvantage.
+      input_length: see `generate`.
+      batch_size: pairs of a text and a choice in a batch.
+
+    Returns:
+      float32: [text, choice] with one list for all, [choice] for one text,
+      and with one list a text a list of arrays [choice]. The best choice is
+      the `argmax` of the last axis.
+
+    Raises:
+      UserError: see `generate`; or a text has no choices.
+    """
+    if normalisation not in _NORMALISATIONS:
+      hint = nearest(normalisation, _NORMALISATIONS)
+      raise UserError(f'There is no normalisation {normalisation!r}.{hint}')
+    found = [texts] if isinstance(texts, str) else list(texts)
+    lists = inputs.list_choices(choices, len(found))
+    counts = [len(each) for each in lists]
+    tasks = self._choose(task, len(found))
+    if isinstance(tasks, np.ndarray):
+      tasks = np.repeat(tasks, counts)
+    rows = self._encode(found, input_length)
+    rows = [row for row, n in zip(rows, counts, strict=True) for _ in range(n)]
+    targets = self._encode([choice for each in lists for choice in each])
+    scores = self._score_rows(rows, targets, tasks, batch_size)
+    if normalisation == 'average':
+      scores = scores / np.array([len(target) for target in targets])
+    parts = np.split(scores.astype(np.float32), np.cumsum(counts)[:-1])
+    if isinstance(texts, str):
+      return parts[0]
+    return np.stack(parts) if isinstance(choices[0], str) else parts
+
+  def effective_lora(
+    self, task: str | int | None = None
+  ) -> dict[str, dict[str, Float32[np.ndarray, '...']]]:
+    """Returns the one low-rank pair that a task's mixture amounts to, exactly.
+
+    A linear with kernel W then computes `x W + (x a) b`: the scale, alpha /
+    rank, is in b.
+
+    Args:
+      task: a name, an id or 'average'; not needed with one task or without
+        routing.
+
+    Returns:
+      By path of a linear, such as 'encoder/attention/query', `a` [layer, in,
+      rank] and `b` [layer, rank, out].
+
+    Raises:
+      UserError: the model has no adapters, or see `logits`.
+    """
+    model, params = self.loaded.model, self.loaded.params
+    if model.adapters is None:
+      raise UserError(f'{self.loaded.source} has no adapters.')
+    chosen = task_choice.choose_one_task(task, model, self._table)
+    if isinstance(chosen, str):
+      (model, params), chosen = self._compiled.averaged, 0
+    assert model.adapters is not None
+    found = adapters.task_adapter(params, chosen, model.adapters)
+    return {
+      path: {name: np.asarray(x, np.float32) for name, x in pair.items()}
+      for path, pair in adapters.list_inventories(found).items()
+    }
+
+  @property
+  def _config(self) -> T5Config:
+    return self.loaded.model.config
+
+  @property
+  def _vocabulary(self) -> Vocabulary:
+    if self.loaded.vocabulary is None:
+      raise UserError(
+        f'{self.loaded.source} has no vocabulary, so texts cannot be read. Say'
+        " which one: mhr_jax.load(…, vocabulary='spiece.model'), or 'bytes'."
+      )
+    return self.loaded.vocabulary
+
+  def _choose(self, tasks: Tasks | None, rows: int) -> TaskRows:
+    return task_choice.choose_tasks(tasks, rows, self.loaded.model, self._table)
+
+  def _encode(
+    self, texts: Sequence[str], length: int | None = None
+  ) -> list[list[int]]:
+    return inputs.encode_texts(
+      texts, self._vocabulary, eos_id=self._config.eos_id, length=length
+    )
+
+  def _pad(
+    self, rows: Sequence[Sequence[int]], n_rows: int
+  ) -> Int32[np.ndarray, 'batch length']:
+    return inputs.pad_rows(rows, self._config.pad_id, n_rows=n_rows)
+
+  def _batch(
+    self, input_ids: Any, attention_mask: Any | None = None
+  ) -> dict[str, np.ndarray]:
+    tokens = inputs.check_tokens('input_ids', input_ids, self._config)
+    mask = inputs.make_mask(attention_mask, tokens, self._config)
+    return {'encoder_input_tokens': tokens, 'encoder_mask': mask}
+
+  def _score_rows(
+    self,
+    rows: Sequence[Sequence[int]],
+    targets: Sequence[Sequence[int]],
+    tasks: TaskRows,
+    batch_size: int,
+  ) -> Float32[np.ndarray, 'row']:
+    """Returns the summed log-probability of each row's target."""
+    scores = [np.zeros(0, np.float32)]
+    for piece, size in inputs.cut_in_batches(len(rows), batch_size):
+      batch = self._batch(self._pad(rows[piece], size))
+      batch |= inputs.target_arrays(targets[piece], self._config, n_rows=size)
+      found = self._compiled.score(
+        batch, task_choice.rows_of(tasks, piece, size)
+      )
+      scores.append(found[: len(targets[piece])])
+    return np.concatenate(scores)
+
+
+def load(
+  path: epath.PathLike,
+  adapter: epath.PathLike | None = None,
+  dtype: Literal['float32', 'bfloat16'] | None = None,
+  *,
+  step: int | None = None,
+  mesh: partitioning.Mesh | None = None,
+) -> Model:
+  """Reads a model."""
+  del adapter
+  return Model(loading.read_run(path, step=step, dtype=dtype, mesh=mesh))
+
+
+def _lengths(
+  tokens: Int32[np.ndarray, 'batch length'], eos_id: int
+) -> Int32[np.ndarray, 'batch']:
+  """Returns how many tokens each row has, its end token included."""
+  ended = tokens == eos_id
+  first = ended.argmax(axis=1) + 1
+  return np.where(ended.any(axis=1), first, tokens.shape[1]).astype(np.int32)
