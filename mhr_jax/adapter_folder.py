@@ -247,10 +247,7 @@ def _read_facts(folder: epath.Path) -> dict[str, Any]:
     raise UserError(
       f'{folder} holds no adapter of ours: it has no {ADAPTER_FILE}.'
     )
-  try:
-    facts = json.loads(path.read_text())
-  except json.JSONDecodeError as error:
-    raise UserError(f'{path} is not whole JSON: {error}.') from error
+  facts = read_json(path)
   version = facts.get('format_version', 0)
   if version > FORMAT_VERSION:
     raise UserError(
@@ -261,3 +258,18 @@ def _read_facts(folder: epath.Path) -> dict[str, Any]:
   if missing:
     raise UserError(f'{path} lacks {", ".join(sorted(missing))}.')
   return facts
+
+
+def read_json(path: epath.Path) -> dict[str, Any]:
+  """Returns the object in a JSON file.
+
+  Raises:
+    UserError: it is not whole, or no object.
+  """
+  try:
+    value = json.loads(path.read_text())
+  except ValueError as error:
+    raise UserError(f'{path} is not whole JSON: {error}.') from error
+  if not isinstance(value, dict):
+    raise UserError(f'{path} holds no JSON object.')
+  return value
