@@ -134,15 +134,27 @@ def _check_sizes(config: T5Config) -> None:
     )
 
 
-def _check_choices(config: T5Config) -> None:
-  if config.dtype == 'float16':
+def check_dtype(dtype: str) -> None:
+  """Refuses what is not a `Dtype`.
+
+  Raises:
+    UserError: it is not; the message says which there are.
+  """
+  if dtype == 'float16':
     raise errors.UserError(
       "dtype 'float16' is refused: the activations of T5 exceed its largest "
       "number (65,504) and become infinite. Use 'bfloat16', which has the "
       'range of float32.'
     )
+  if dtype not in _DTYPES:
+    raise errors.UserError(
+      f'dtype {dtype!r} is not known.{errors.nearest(str(dtype), _DTYPES)}'
+    )
+
+
+def _check_choices(config: T5Config) -> None:
+  check_dtype(config.dtype)
   choices = {
-    'dtype': _DTYPES,
     'remat': _REMATS,
     'relative_positions': _RELATIVE_POSITIONS,
   }
