@@ -137,7 +137,7 @@ def write_description(
     _write_tasks(run_dir / run_files.TASKS_FILE, task_table)
   if vocabulary is not None:
     folder = run_dir / VOCABULARY_FOLDER
-    old = _read_vocabulary(run_dir)
+    old = read_vocabulary(run_dir)
     if old is not None and old != vocabulary:
       raise UserError(f'{folder} holds another vocabulary: {old}.{_REMEDY}')
     if jax.process_index() == 0:
@@ -192,16 +192,6 @@ def _write_tasks(path: epath.Path, task_table: TaskTable):
     run_files.write_text(path, task_table.to_json() + '\n')
 
 
-def _read_vocabulary(
-  run_dir: epath.Path,
-) -> vocabulary_lib.Vocabulary | None:
-  folder = run_dir / VOCABULARY_FOLDER
-  path = folder / VOCABULARY_FILE
-  if not path.exists():
-    return None
-  return vocabulary_lib.from_spec(json.loads(path.read_text()), folder)
-
-
 def read_model(run_dir: epath.PathLike) -> RoutedT5:
   """Returns the model of a run folder, without its parameters."""
   path = checkpoints.absolute(run_dir) / MODEL_FILE
@@ -214,6 +204,17 @@ def read_task_table(run_dir: epath.PathLike) -> TaskTable | None:
   """Returns the task table of a run folder; None where there is none."""
   path = checkpoints.absolute(run_dir) / run_files.TASKS_FILE
   return TaskTable.from_json(path.read_text()) if path.exists() else None
+
+
+def read_vocabulary(
+  run_dir: epath.PathLike,
+) -> vocabulary_lib.Vocabulary | None:
+  """Returns the vocabulary of a run folder; None where there is none."""
+  folder = checkpoints.absolute(run_dir) / VOCABULARY_FOLDER
+  path = folder / VOCABULARY_FILE
+  if not path.exists():
+    return None
+  return vocabulary_lib.from_spec(json.loads(path.read_text()), folder)
 
 
 def check_pretraining(
@@ -286,7 +287,7 @@ def load_run(
   for label in kept:
     params[label] = frozen.restore_frozen(run_dir / label, target[label])
   return Run(
-    model, params, read_task_table(run_dir), _read_vocabulary(run_dir), step
+    model, params, read_task_table(run_dir), read_vocabulary(run_dir), step
   )
 
 
