@@ -38,7 +38,6 @@ def draw_config(family, seed, *, n_splits=1):
 
 def build(config, seed):
   """Returns transformers' model of `config`, in eval mode, and our weights."""
-  import torch
   import transformers
 
   gated = len(config.mlp_activations) == 2
@@ -59,15 +58,22 @@ def build(config, seed):
       dropout_rate=config.dropout_rate,
     )
   ).eval()
-  if not config.logits_via_embedding:
+  draw_weights(model, seed, tied=config.logits_via_embedding)
+  tensors = {k: v.numpy().copy() for k, v in model.state_dict().items()}
+  return model, transformers_weights.to_backbone(tensors, config)
+
+
+def draw_weights(model, seed, *, tied):
+  """Gives a T5 of transformers random weights, one table of tokens or two."""
+  import torch
+
+  if not tied:
     # transformers 5 ties whatever its config says, until weights are loaded.
     shape = model.lm_head.weight.shape
     model.lm_head.weight = torch.nn.Parameter(torch.zeros(shape))
   rng = np.random.default_rng(seed)
   for name, weight in model.named_parameters():
     weight.data = torch.tensor(_draw(rng, name, weight.shape))
-  tensors = {k: v.numpy().copy() for k, v in model.state_dict().items()}
-  return model, transformers_weights.to_backbone(tensors, config)
 
 
 def _draw(rng, name, shape):

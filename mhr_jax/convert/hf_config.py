@@ -8,7 +8,7 @@ equivalent. What is theirs alone (`use_cache`, `initializer_factor`,
 from collections.abc import Mapping
 from typing import Any
 
-from mhr_jax.errors import UserError, nearest
+from mhr_jax.errors import UserError
 from mhr_jax.t5.config import T5Config
 
 _SIZES = {
@@ -111,9 +111,7 @@ def _check_kind(kind: str, values: Mapping[str, Any], where: str) -> None:
 
 def _get(values: Mapping[str, Any], name: str, where: str) -> Any:
   if values.get(name) is None:
-    raise UserError(
-      f'{where}/config.json has no {name}.{nearest(name, values)}'
-    )
+    raise UserError(f'{where}/config.json has no {name}.')
   return values[name]
 
 

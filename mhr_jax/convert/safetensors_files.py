@@ -77,9 +77,9 @@ def list_tensors(path: epath.PathLike) -> dict[str, Stored]:
   header.pop('__metadata__', None)
   try:
     found = {k: _locate(path, start, k, v) for k, v in header.items()}
+  except UserError:
+    raise
   except (KeyError, TypeError, ValueError) as e:
-    if isinstance(e, UserError):
-      raise
     raise UserError(f'{path} is no safetensors file: bad header.') from e
   for name, tensor in found.items():
     end = tensor.offset + _num_bytes(tensor.shape, tensor.dtype)
@@ -104,6 +104,8 @@ def _read_header(
     header = json.loads(file.read(length))
   except ValueError as e:
     raise UserError(f'{path} is no safetensors file: {e}') from e
+  if not isinstance(header, dict):
+    raise UserError(f'{path} is no safetensors file: bad header.')
   return header, 8 + length
 
 

@@ -1,37 +1,30 @@
-"""The published-format tiny T5 in ../shared, with its names mapped to ours."""
+"""The published-format tiny T5 in ../shared, read into our layout."""
 
 import numpy as np
 import pytest
 
-from mhr_jax.t5 import config as config_lib
-import transformers_weights
+from mhr_jax.convert import hf_t5
 
 
 @pytest.fixture(scope='session')
-def hf_config():
+def _hf_folder(shared_dir):
+  return shared_dir / 'fixtures' / 'hf_t5_tiny'
+
+
+@pytest.fixture(scope='session')
+def hf_config(_hf_folder):
   """The fixture's sizes, scanned."""
-  return config_lib.t5_config(
-    't5_1_1_tiny',
-    vocab_size=384,
-    emb_dim=32,
-    num_heads=4,
-    head_dim=8,
-    mlp_dim=64,
-  )
+  return hf_t5.read_config(_hf_folder)
 
 
 @pytest.fixture(scope='session')
-def hf_params(shared_dir, hf_config):
+def hf_params(_hf_folder):
   """transformers' weights in our scanned layout."""
-  numpy = pytest.importorskip('safetensors.numpy')
-  folder = shared_dir / 'fixtures' / 'hf_t5_tiny'
-  tensors = numpy.load_file(folder / 'model.safetensors')
-  return transformers_weights.to_backbone(tensors, hf_config)
+  return hf_t5.read_backbone(_hf_folder)[1]
 
 
 @pytest.fixture(scope='session')
-def hf_batch(shared_dir):
+def hf_batch(_hf_folder):
   """transformers' inputs and outputs on those weights."""
-  folder = shared_dir / 'fixtures' / 'hf_t5_tiny'
-  with np.load(folder / 'fixture.npz') as arrays:
+  with np.load(_hf_folder / 'fixture.npz') as arrays:
     return dict(arrays)
