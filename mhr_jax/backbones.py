@@ -4,17 +4,98 @@ import dataclasses
 from typing import Any
 
 from etils import epath
+import jax
 
 from mhr_jax import checkpoints, frozen, partitioning, run_folder
+from mhr_jax.convert import formats, hf_t5, t5x
 from mhr_jax.errors import UserError
 from mhr_jax.model import RoutedT5
 from mhr_jax.t5 import parameters
 from mhr_jax.t5.config import T5Config
+from mhr_jax.vocabulary import Vocabulary
+
+# What the arrays of a T5X checkpoint, which has no config, do not tell.
+_NOT_IN_SHAPES = (
+  'decoder_start_token_id',
+  'eos_id',
+  'layer_norm_epsilon',
+  'pad_id',
+  'relative_attention_max_distance',
+)
 
 
-def save_backbone(folder: epath.PathLike, backbone: Any, config: T5Config):
-  """Saves a backbone from which `load_backbone` and runs can start."""
+def save_backbone(
+  folder: epath.PathLike,
+  backbone: Any,
+  config: T5Config,
+  *,
+  vocabulary: Vocabulary | None = None,
+):
+  """Saves a backbone from which `load_backbone` and runs can start.
+
+  Args:
+    folder: where to; made if absent.
+    backbone: the parameters.
+    config: of the backbone.
+    vocabulary: saved beside it, with its model file.
+
+  Raises:
+    UserError: the folder holds another backbone or vocabulary.
+  """
+  run_folder.write_description(folder, vocabulary=vocabulary)
   frozen.save_frozen(folder, backbone, config=config)
+
+
+def read_config(path: epath.PathLike) -> T5Config:
+  """Returns the config of the backbone that a folder holds; reads no array.
+
+  Args:
+    path: see `load_backbone`.
+
+  Raises:
+    UserError: there is no backbone, or its folder does not say what it is.
+  """
+  path = checkpoints.absolute(path)
+  native = _find_native(path)
+  if native is not None:
+    config = native[1]
+    if config is None:
+      raise UserError(
+        f'{path / frozen.FROZEN_FILE} does not say of which shape the backbone'
+        ' is: it was saved without its config.'
+      )
+    return config
+  if _kind(path) == 'hf':
+    return hf_t5.read_config(path)
+  return t5x.infer_config(path)
+
+
+def read_vocabulary(path: epath.PathLike) -> Vocabulary | None:
+  """Returns the vocabulary that lies with a backbone; None without one."""
+  path = checkpoints.absolute(path)
+  if _find_native(path) is not None:
+    return run_folder.read_vocabulary(path)
+  return hf_t5.read_vocabulary(path) if _kind(path) == 'hf' else None
+
+
+def check_backbone(path: epath.PathLike, config: T5Config) -> None:
+  """Compares the backbone that a folder holds with a config; reads no array.
+
+  Args:
+    path: see `load_backbone`.
+    config: the backbone wanted.
+
+  Raises:
+    UserError: there is no backbone, or it is another one.
+  """
+  path = checkpoints.absolute(path)
+  native = _find_native(path)
+  if native is not None and native[1] is None:
+    return
+  saved = read_config(path)
+  if native is None and _kind(path) == 't5x':
+    saved = _fill_in(saved, config)
+  check_same_config(saved, config, where=str(path))
 
 
 def load_backbone(
@@ -23,24 +104,69 @@ def load_backbone(
   *,
   mesh: partitioning.Mesh | None = None,
   dtype: str = 'float32',
+  allow_pickle: bool = False,
 ) -> Any:
   """Returns the backbone that a folder holds, for a model of `config`.
 
   Scanned and unrolled layers are converted into each other.
 
   Args:
-    path: a folder of `save_backbone`, or a run folder: its frozen backbone,
-      or where the backbone trained, that of its last checkpoint.
+    path: a folder of `save_backbone`; a run folder: its frozen backbone, or
+      where the backbone trained, that of its last checkpoint; a folder of
+      transformers; a checkpoint of T5X's, or a folder of such, of which the
+      newest counts.
     config: the backbone wanted.
     mesh: where to put it; one device by default.
     dtype: of the parameters.
+    allow_pickle: whether weights of transformers may be read from a pickle.
 
   Raises:
     UserError: there is no backbone there, or it is another one.
   """
-  folder, saved = _find_backbone(checkpoints.absolute(path))
+  path = checkpoints.absolute(path)
+  native = _find_native(path)
+  if native is not None:
+    return _load_native(*native, config, mesh=mesh, dtype=dtype)
+  check_backbone(path, config)
+  target = run_folder.restore_target(
+    RoutedT5(config=config), ('backbone',), mesh=mesh, backbone_dtype=dtype
+  )['backbone']
+  return _place(
+    _read_foreign(path, config, dtype, allow_pickle=allow_pickle), target
+  )
+
+
+def check_same_config(saved: T5Config, config: T5Config, *, where: str) -> None:
+  """Compares two configs in all that decides what a backbone computes.
+
+  Args:
+    saved: of what was found.
+    config: what is wanted.
+    where: what was found, for the message.
+
+  Raises:
+    UserError: they differ; the message has the fields and both values.
+  """
+  a, b = dataclasses.asdict(saved), dataclasses.asdict(config)
+  changed = [
+    f'{key} is {a[key]}, wanted {b[key]}'
+    for key in b
+    if a[key] != b[key] and key not in run_folder.FREE_FIELDS
+  ]
+  if changed:
+    raise UserError(f'{where} is another backbone: {"; ".join(changed)}.')
+
+
+def _load_native(
+  folder: epath.Path,
+  saved: T5Config | None,
+  config: T5Config,
+  *,
+  mesh: partitioning.Mesh | None,
+  dtype: str,
+) -> Any:
   if saved is not None:
-    _check_same_backbone(folder, saved, config)
+    check_same_config(saved, config, where=str(folder))
   scanned = config.scan_layers if saved is None else saved.scan_layers
   layout = dataclasses.replace(config, scan_layers=scanned)
   model = RoutedT5(config=layout)
@@ -59,8 +185,8 @@ def load_backbone(
   return convert(backbone, config)
 
 
-def _find_backbone(path: epath.Path) -> tuple[epath.Path, T5Config | None]:
-  """Returns the folder of arrays and the config saved with it."""
+def _find_native(path: epath.Path) -> tuple[epath.Path, T5Config | None] | None:
+  """Returns the folder of arrays and the config saved with it, if ours."""
   for folder in (path, path / 'backbone'):
     facts = frozen.read_frozen(folder)
     if facts is not None:
@@ -70,20 +196,49 @@ def _find_backbone(path: epath.Path) -> tuple[epath.Path, T5Config | None]:
       return folder / frozen.ARRAYS_FOLDER, config
   steps = checkpoints.committed_steps(path)
   if not steps:
-    raise UserError(
-      f'{path} holds no backbone: neither {frozen.FROZEN_FILE}, nor'
-      f' backbone/{frozen.FROZEN_FILE}, nor a checkpoint.'
-    )
+    return None
   folder = path / checkpoints.CHECKPOINTS_FOLDER / str(steps[-1]) / 'trainable'
   return folder, run_folder.read_model(path).config
 
 
-def _check_same_backbone(where: epath.Path, saved: T5Config, config: T5Config):
-  a, b = dataclasses.asdict(saved), dataclasses.asdict(config)
-  changed = [
-    f'{key} is {a[key]}, wanted {b[key]}'
-    for key in b
-    if a[key] != b[key] and key not in run_folder.FREE_FIELDS
-  ]
-  if changed:
-    raise UserError(f'{where} is another backbone: {"; ".join(changed)}.')
+def _kind(path: epath.Path) -> formats.Format:
+  """Returns 'hf' or 't5x', the formats of others that hold a backbone."""
+  kind = formats.recognise(path)
+  if kind in ('hf', 't5x'):
+    return kind
+  what = formats.FORMATS[kind].name
+  if kind == 'run':
+    raise UserError(f'{path} is {what} without a checkpoint: no backbone yet.')
+  raise UserError(f'{path} is {what}, without a backbone.')
+
+
+def _read_foreign(
+  path: epath.Path, config: T5Config, dtype: str, *, allow_pickle: bool
+) -> Any:
+  """Reads what others saved, into arrays of the host."""
+  if _kind(path) == 'hf':
+    _, found = hf_t5.read_backbone(path, dtype=dtype, allow_pickle=allow_pickle)
+  else:
+    _, found = t5x.read_backbone(path, config, dtype=dtype)
+  if config.scan_layers:
+    return found
+  return parameters.unstack_layers(found, config)
+
+
+def _fill_in(inferred: T5Config, config: T5Config) -> T5Config:
+  """Takes from `config` what the shapes of a checkpoint do not tell."""
+  known = {name: getattr(config, name) for name in _NOT_IN_SHAPES}
+  if len(inferred.mlp_activations) == len(config.mlp_activations):
+    known['mlp_activations'] = config.mlp_activations
+  return dataclasses.replace(inferred, **known)
+
+
+def _place(tree: Any, target: Any) -> Any:
+  """Moves host arrays where `target` says, one by one: no second copy."""
+  checkpoints.check_tree(tree, target, where='The backbone')
+  leaves, structure = jax.tree.flatten(tree)
+  places = [leaf.sharding for leaf in jax.tree.leaves(target)]
+  del tree
+  for i, place in enumerate(places):
+    leaves[i] = partitioning.put(leaves[i], place)
+  return jax.tree.unflatten(structure, leaves)
