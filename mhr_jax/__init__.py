@@ -25,8 +25,10 @@ if TYPE_CHECKING:
   from mhr_jax.errors import UserError
   from mhr_jax.evaluation import EvaluationSettings, evaluate_generation
   from mhr_jax.few_shot import FewShotSettings
+  from mhr_jax.interception import route
   from mhr_jax.methods import METHODS, get_method
   from mhr_jax.model import RoutedT5
+  from mhr_jax.modules import RoutedDense
   from mhr_jax.optim import OptimizerSettings
   from mhr_jax.run_folder import load_run
   from mhr_jax.t5.config import T5Config, t5_config
@@ -47,6 +49,7 @@ __all__ = [
   'MixtureSettings',
   'Model',
   'OptimizerSettings',
+  'RoutedDense',
   'RoutedT5',
   'T5Config',
   'TaskData',
@@ -62,6 +65,7 @@ __all__ = [
   'load_backbone',
   'load_run',
   'load_vocabulary',
+  'route',
   't5_config',
 ]
 
@@ -75,8 +79,10 @@ _NAMES_BY_MODULE = {
   'errors': ('UserError',),
   'evaluation': ('EvaluationSettings', 'evaluate_generation'),
   'few_shot': ('FewShotSettings',),
+  'interception': ('route',),
   'methods': ('METHODS', 'get_method'),
   'model': ('RoutedT5',),
+  'modules': ('RoutedDense',),
   'optim': ('OptimizerSettings',),
   'run_folder': ('load_run',),
   't5.config': ('T5Config', 't5_config'),

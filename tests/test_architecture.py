@@ -37,7 +37,7 @@ _ROWS = (
     'vocabulary',
   ),
   ('adapters', 'methods', 'optim', 'partitioning', 't5.*'),
-  ('fusing', 'model', 'model_card'),
+  ('fusing', 'interception', 'model', 'model_card', 'modules'),
   (
     'adapter_folder',
     'backbones',

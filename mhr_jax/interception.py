@@ -1,0 +1,369 @@
+"""Routing for a Flax (Linen) model whose code is not to be touched.
+
+Two passes with intercepted methods. One looks: it runs the model's `init` on
+abstract values and notes every linear's path, its features and the axes on
+which `nn.scan` or `nn.vmap` stack its parameters. The other applies: adapters
+are mixed in front of the model, one low-rank pair an example, and laid beside
+the kernels they belong to, so that scans slice them as they slice kernels;
+each linear then adds what its pair gives.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+from flax import linen as nn
+from flax import traverse_util
+import jax
+from jax import numpy as jnp
+from jaxtyping import Array, Int, PyTree
+
+from mhr_jax import adapters as adapters_lib
+from mhr_jax import methods, modules, routing
+from mhr_jax.adapters import AdapterConfig, LinearShape
+from mhr_jax.errors import UserError, nearest
+
+SCOPES = ('module', 'model')
+"""The router scopes that mean something in any model."""
+
+_PAIR = 'mhr_jax_adapter'
+_PROBE = 'mhr_jax_probe'
+# No axis that a transformation adds is as long as one of these.
+_PROBE_SHAPE = (10_007, 10_009, 10_037)
+_ADDED = frozenset({modules.ADAPTERS, modules.ROUTERS})
+# Arguments of `apply` that `init` takes otherwise.
+_OF_APPLY = ('rngs', 'mutable', 'capture_intermediates')
+
+Interceptor = Callable[..., Any]
+Variables = Mapping[str, Any]
+
+
+class _Stack(NamedTuple):
+  """The axes of a linear's parameters that count layers, and their sizes."""
+
+  axes: tuple[int, ...]
+  sizes: tuple[int, ...]
+
+  def place(self, x: Array) -> Array:
+    """Moves [layer, ...] to where these layers lie."""
+    x = x.reshape(self.sizes + x.shape[1:])
+    return jnp.moveaxis(x, range(len(self.axes)), self.axes)
+
+
+class _Linear(NamedTuple):
+  """What the first pass notes of a linear, as one of its layers sees it."""
+
+  in_features: int
+  out_features: int
+  problem: str | None
+
+
+def route(
+  model: nn.Module,
+  config: AdapterConfig,
+  *,
+  linears: Sequence[type[nn.Module]] = (nn.Dense, nn.DenseGeneral),
+) -> 'RoutedModel':
+  """Returns a model whose linears have adapters, mixed by each example's task.
+
+  Args:
+    model: any Linen model, with `init` and `apply` as Flax has them.
+    config: the adapters. `targets` are matched with the whole path of each
+      linear, as the parameters have it: '.*/(query|value)'. `router_scope` is
+      'module', a router for every linear, or 'model', one for all.
+    linears: the classes of linears, for models with classes of their own:
+      modules with a compact `__call__(x)` that sum over the axes `axis` of x,
+      or the last one where they have no such attribute.
+
+  Raises:
+    UserError: the router scope has no meaning in a model like this.
+  """
+  if config.router_scope not in SCOPES:
+    raise UserError(
+      f'router_scope={config.router_scope!r} speaks of the parts of a T5. In'
+      f' any model there are {" and ".join(map(repr, SCOPES))}.'
+    )
+  return RoutedModel(model, config, tuple(linears))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RoutedModel:
+  """A Linen model with adapters: what `route` returns.
+
+  Its variables are the model's own, untouched, and two collections more:
+  'adapters' with `a` [layer, split, skill, in/split, rank] and `b` [layer,
+  split, skill, rank, out/split] by path, and, where routing is learned,
+  'routers' with `routing_logits` [layer, task, split, skill] by path, or
+  'routers/model' without `layer` at that scope. A linear outside of scans has
+  one layer. These are the trees that the rest of this library works with.
+
+  The first axis of every adapted linear's input must be the examples.
+
+  Attributes:
+    model: the model.
+    config: the adapters.
+    linears: the classes that count as linears.
+  """
+
+  model: nn.Module
+  config: AdapterConfig
+  linears: tuple[type[nn.Module], ...]
+  _stacks: dict[str, _Stack] = dataclasses.field(
+    default_factory=dict, init=False, repr=False
+  )
+
+  def init(
+    self, rngs: Any, *args: Any, task_ids: Any = None, **kwargs: Any
+  ) -> dict[str, Any]:
+    """Draws all variables; prints how many linears are routed.
+
+    Args:
+      rngs: a key, or keys by name, as for the model's `init`.
+      *args: the model's inputs.
+      task_ids: not needed; accepted so that `apply` has the same arguments.
+      **kwargs: for the model's `init`.
+
+    Returns:
+      What the model's `init` returns, with 'adapters' and 'routers' added.
+
+    Raises:
+      UserError: see `init_added`; or the model has such collections itself.
+    """
+    del task_ids
+    variables = self.model.init(rngs, *args, **kwargs)
+    taken = sorted(_ADDED & set(variables))
+    if taken:
+      raise UserError(
+        f'The model has a collection {taken[0]!r} of its own, which is the name'
+        ' of what is added to it: rename it in the model.'
+      )
+    return {**variables, **self.init_added(rngs, *args, **kwargs)}
+
+  def init_added(
+    self, rngs: Any, *args: Any, **kwargs: Any
+  ) -> dict[str, PyTree]:
+    """Draws 'adapters' and 'routers' alone, as for a pretrained model.
+
+    Args:
+      rngs: see `init`.
+      *args: the model's inputs; the model runs on abstract values only.
+      **kwargs: for the model's `init`.
+
+    Raises:
+      UserError: a target matches no linear (the nearest paths are named),
+        n_splits does not divide one's features, or one cannot be adapted.
+    """
+    found, chosen = self._look(rngs, args, kwargs)
+    key = rngs['params'] if isinstance(rngs, Mapping) else rngs
+    key = routing.fold_name(key, 'mhr_jax')
+    added = jax.jit(lambda k: methods.init_added(k, self.config, chosen))(key)
+    print(_summary(found, chosen, added))
+    return added
+
+  def find_linears(
+    self, rngs: Any, *args: Any, **kwargs: Any
+  ) -> dict[str, LinearShape]:
+    """Returns the linears that are adapted, by path; computes nothing.
+
+    Raises:
+      UserError: see `init_added`.
+    """
+    return self._look(rngs, args, kwargs)[1]
+
+  def apply(
+    self,
+    variables: Variables,
+    *args: Any,
+    task_ids: Int[Array, 'batch'] | None = None,
+    example_index: Int[Array, 'batch'] | None = None,
+    **kwargs: Any,
+  ) -> Any:
+    """Runs the model with each example's adapters.
+
+    Args:
+      variables: what `init` returns, or with a checkpoint for 'params'.
+      *args: the model's inputs, with the examples first. Where an example has
+        several rows (beams), repeat its task id: `jnp.repeat(task_ids, 4)`.
+      task_ids: the examples' tasks; not needed where all share one adapter.
+      example_index: the examples' indices in the global batch, on which the
+        noise depends; default 0, 1, 2 ….
+      **kwargs: for the model's `apply`, such as `rngs`, `mutable`, `method`.
+        The random numbers 'routing' (`rngs={'routing': key}`) switch on the
+        noise of 'relaxed_bernoulli' mixing, as in training.
+
+    Returns:
+      What the model's `apply` returns.
+
+    Raises:
+      UserError: there are no adapters, or some of another model, or the task
+        ids are needed or do not fit a linear's rows.
+    """
+    if modules.ADAPTERS not in variables:
+      raise UserError(
+        "The variables have no 'adapters': add what init_added(key, *inputs)"
+        ' returns.'
+      )
+    modules.check_task_ids(task_ids)
+    rngs = kwargs.get('rngs')
+    paired = adapters_lib.pair_for_batch(
+      variables,
+      self.config,
+      task_ids,
+      noise_key=rngs.get(modules.NOISE) if isinstance(rngs, Mapping) else None,
+      example_index=example_index,
+    )
+    mixed = adapters_lib.mix_adapters(paired, scale=self.config.scale)
+    own = {k: tree for k, tree in variables.items() if k not in _ADDED}
+    own['params'] = self._lay_beside(own['params'], mixed, args, kwargs)
+    with nn.intercept_methods(_on_linears(self.linears, _add_pair)):
+      result = self.model.apply(own, *args, **kwargs)
+    if kwargs.get('mutable', False) is False:
+      return result
+    output, updated = result
+    if 'params' in updated:
+      updated = {**updated, 'params': _without_pairs(updated['params'])}
+    return output, updated
+
+  def _lay_beside(self, params, mixed, args, kwargs):
+    """Returns the parameters with every linear's pair beside its kernel."""
+    pairs = adapters_lib.list_inventories(mixed)
+    for path in pairs:
+      _check_path(params, path)
+    if not pairs.keys() <= self._stacks.keys():
+      # Restored from a file: nobody has looked at the model yet.
+      names = kwargs.get('rngs') or {}
+      keys = dict.fromkeys(('params', *names), jax.random.key(0))
+      kwargs = {k: v for k, v in kwargs.items() if k not in _OF_APPLY}
+      self._look(keys, args, kwargs)
+    for path, pair in pairs.items():
+      if path in self._stacks:  # else this call does not come to the linear
+        stacked = jax.tree.map(self._stacks[path].place, pair)
+        params = _insert(params, path.split('/'), stacked)
+    return params
+
+  def _look(self, rngs, args, kwargs):
+    """Returns all linears and those that are adapted; notes their stacks."""
+    noted: dict[str, _Linear] = {}
+
+    def note(module, x, y):
+      module.param(_PROBE, nn.initializers.zeros, _PROBE_SHAPE)
+      noted['/'.join(module.path)] = _describe(module, x, y)
+      return y
+
+    def init():
+      with nn.intercept_methods(_on_linears(self.linears, note)):
+        return self.model.init(rngs, *args, **kwargs)
+
+    tree = jax.eval_shape(init)['params']
+    params: dict[Any, Any] = traverse_util.flatten_dict(tree)
+    if not noted or '' in noted:
+      raise UserError(_nothing_inside(self.model, self.linears, noted))
+    found = {}
+    for path, linear in noted.items():
+      probe = params[(*path.split('/'), _PROBE)]
+      axes = [i for i, n in enumerate(probe.shape) if n not in _PROBE_SHAPE]
+      stack = _Stack(tuple(axes), tuple(probe.shape[i] for i in axes))
+      self._stacks[path] = stack
+      found[path] = LinearShape(
+        math.prod(stack.sizes), linear.in_features, linear.out_features
+      )
+    selected = adapters_lib.select_linears(self.config, found)
+    chosen = {path: found[path] for path in selected}
+    for path in chosen:
+      if noted[path].problem:
+        raise UserError(f'{path} {noted[path].problem}')
+    return found, chosen
+
+
+def _describe(module, x, y):
+  axis = getattr(module, 'axis', -1)
+  rest, in_features = modules.split_shape(x.shape, axis)
+  problem = None
+  if getattr(module, 'batch_dims', ()):
+    problem = (
+      f'has batch_dims={tuple(module.batch_dims)}, a kernel for each of them:'
+      ' such a linear cannot be adapted. Leave it out of the targets.'
+    )
+  return _Linear(in_features, math.prod(y.shape[len(rest) :]), problem)
+
+
+def _nothing_inside(model, linears, noted):
+  if noted:
+    return f'The model is itself one linear: use RoutedDense for {model!r}.'
+  names = ', '.join(cls.__name__ for cls in linears)
+  return (
+    f'{type(model).__name__} calls no linear of these classes: {names}. If its'
+    ' linears are of a class of their own, name it: route(..., linears=[…]).'
+  )
+
+
+def _on_linears(classes, act) -> Interceptor:
+  """Returns an interceptor that hands linears (module, x, y) to `act`.
+
+  The calls looked for are the classes' own `__call__`: of a subclass that
+  computes with `super().__call__`, the inner call, and that once.
+  """
+  calls = [cls.__call__.__wrapped__ for cls in classes]
+
+  def interceptor(next_call, args, kwargs, context):
+    y = next_call(*args, **kwargs)
+    module = context.module
+    is_linear = context.orig_method.func in calls
+    if not is_linear or isinstance(module, modules.RoutedDense):
+      return y
+    x = args[0] if args else next(iter(kwargs.values()))
+    return act(module, x, y)
+
+  return interceptor
+
+
+def _add_pair(module, x, y):
+  pair = module.get_variable('params', _PAIR)
+  if pair is None:
+    return y
+  return modules.add_adapter(
+    y,
+    x,
+    pair,
+    getattr(module, 'axis', -1),
+    precision=getattr(module, 'precision', None),
+    name='/'.join(module.path),
+  )
+
+
+def _summary(found, chosen, added):
+  counts = ' and '.join(
+    f'{sum(leaf.size for leaf in jax.tree.leaves(tree)):,} in {label}'
+    for label, tree in added.items()
+  )
+  routed, every = (
+    sum(x.layers for x in each.values()) for each in (chosen, found)
+  )
+  names = ', '.join(list(chosen)[:3]) + (', …' if len(chosen) > 3 else '')
+  return f'Routing {routed} of {every} linears: {names} ({counts})'
+
+
+def _check_path(params, path):
+  node = params
+  for part in path.split('/'):
+    if not isinstance(node, Mapping) or part not in node:
+      paths = {'/'.join(key[:-1]) for key in traverse_util.flatten_dict(params)}
+      raise UserError(
+        f'There are adapters for {path!r}, which the model has not got: they'
+        f' are of another model.{nearest(path, paths)}'
+      )
+    node = node[part]
+
+
+def _insert(tree, path, pair):
+  """Returns a tree with a pair at a path; shares all else."""
+  if not path:
+    return {**tree, _PAIR: pair}
+  return {**tree, path[0]: _insert(tree[path[0]], path[1:], pair)}
+
+
+def _without_pairs(tree):
+  if not isinstance(tree, Mapping):
+    return tree
+  return {k: _without_pairs(v) for k, v in tree.items() if k != _PAIR}
