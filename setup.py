@@ -32,7 +32,12 @@ _EXTRAS = {
   'data': ['seqio>=0.0.20', 'tensorflow>=2.21', 'tensorflow-text>=2.21'],
   # What a checkout of google-research/t5x imports beside ours and `data`.
   't5x': ['cached-property>=2', 'chex>=0.1.90', 'fiddle>=0.3.1'],
-  'interop': ['peft>=0.21', 'torch==2.13.0', 'transformers>=5.23'],
+  'interop': [
+    'nano-moe-jax==0.1.0',
+    'peft>=0.21',
+    'torch==2.13.0',
+    'transformers>=5.23',
+  ],
   'cuda12': ['jax[cuda12]>=0.10,<0.12'],
   'tpu': ['jax[tpu]>=0.10,<0.12'],
   'dev': [

@@ -91,9 +91,7 @@ def test_outputs_and_gradients(
 
   with jax.enable_x64(True):
     y, vjp = jax.vjp(
-      lambda leaves: FORMS[form](
-        config, case, case.arrange(leaves), **dict(call)
-      ),
+      lambda leaves: FORMS[form](config, case, case.arrange(leaves), **call),
       jax.tree.map(jnp.array, case.leaves),
     )
     actual, expected = {'output': y}, {'output': case.y}
