@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import functools
 
+from absl import logging
 import jax
 from t5x import adafactor
 from t5x import partitioning as t5x_partitioning
@@ -63,6 +64,8 @@ class Partitioner(t5x_partitioning.PjitPartitioner):
     platform = jax.devices(self._backend)[0].platform
     if platform != 'cpu' or self._model_parallel_submesh:
       return super().mesh
-    return partitioning.make_mesh(
+    mesh = partitioning.make_mesh(
       -1, self._num_partitions or 1, devices=jax.devices(self._backend)
     )
+    logging.info('mesh: %s', dict(mesh.shape))
+    return mesh

@@ -87,6 +87,12 @@ def t5x_dir() -> pathlib.Path:
   return pathlib.Path(folder).resolve()
 
 
+def _methods(method: str) -> tuple[str, ...]:
+  """Returns the gin files of a method: -z and -mu add to their own."""
+  whole = method.partition('_')[0]
+  return (method,) if whole == method else (whole, method)
+
+
 class Launcher:
   """Starts `python -m mhr_jax.t5x` on three small tasks of words."""
 
@@ -119,7 +125,7 @@ class Launcher:
       f'--run_mode={mode}',
       f'--gin_search_paths={self.folder}',
       _FLAGS[0],
-      f'--gin_file=methods/{method}.gin',
+      *(f'--gin_file=methods/{name}.gin' for name in _methods(method)),
       *more,
       *_FLAGS[1:],
       *(f'--gin.AdapterConfig.{each}' for each in splits),

@@ -19,10 +19,11 @@ from mhr_jax.t5 import config
 BACKBONE = @config.T5Config()
 config.T5Config:
   vocab_size = 32128
-  emb_dim = 8
-  num_heads = 4
-  head_dim = 3
-  mlp_dim = 16
+  emb_dim = 4
+  num_heads = 2
+  head_dim = 2
+  mlp_dim = 8
+  relative_attention_num_buckets = 4
   num_encoder_layers = 2
   num_decoder_layers = 2
 """
