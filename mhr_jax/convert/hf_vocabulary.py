@@ -23,6 +23,7 @@ from mhr_jax.vocabulary import (
 MODEL_FILE = 'spiece.model'
 TOKENIZER_FILE = 'tokenizer.json'
 SETTINGS_FILE = 'tokenizer_config.json'
+ADDED_FILE = 'added_tokens.json'
 
 _BYTES = 'ByT5Tokenizer'
 _PIECES = 'T5Tokenizer'
@@ -45,22 +46,42 @@ def read_vocabulary(folder: epath.PathLike) -> Vocabulary | None:
       saves it; or a `tokenizer_config.json` that names ByT5's tokenizer.
 
   Raises:
-    UserError: a file cannot be read, or `tokenizer.json` is of another kind.
+    UserError: a file cannot be read, `tokenizer.json` is of another kind, or
+      tokens were added, which has no equivalent here.
   """
   folder = epath.Path(folder)
   settings = _read_json(folder / SETTINGS_FILE) or {}
+  added = dict(_read_json(folder / ADDED_FILE) or {})
+  for i, token in (settings.get('added_tokens_decoder') or {}).items():
+    added[token['content']] = int(i)
   if settings.get('tokenizer_class') == _BYTES:
-    return ByteVocabulary(_count_sentinels(settings, _BYTES))
-  if (folder / MODEL_FILE).exists():
+    vocabulary = ByteVocabulary(_count_sentinels(settings, _BYTES))
+  elif (folder / MODEL_FILE).exists():
     sentinels = _count_sentinels(settings, _PIECES)
-    return SentencePieceVocabulary(folder / MODEL_FILE, sentinels)
-  tokenizer = _read_json(folder / TOKENIZER_FILE)
-  if tokenizer is not None:
-    return _from_tokenizer(tokenizer, str(folder / TOKENIZER_FILE))
-  config = _read_json(folder / 'config.json') or {}
-  if config.get('tokenizer_class') == _BYTES:
-    return ByteVocabulary(_DEFAULT_SENTINELS[_BYTES])
-  return None
+    vocabulary = SentencePieceVocabulary(folder / MODEL_FILE, sentinels)
+  elif tokenizer := _read_json(folder / TOKENIZER_FILE):
+    vocabulary = _from_tokenizer(tokenizer, str(folder / TOKENIZER_FILE))
+    for token in tokenizer.get('added_tokens') or ():
+      added[token['content']] = token['id']
+  else:
+    config = _read_json(folder / 'config.json') or {}
+    of_bytes = config.get('tokenizer_class') == _BYTES
+    return ByteVocabulary(_DEFAULT_SENTINELS[_BYTES]) if of_bytes else None
+  _check_added(added, vocabulary, folder)
+  return vocabulary
+
+
+def _check_added(
+  added: Mapping[str, int], vocabulary: Vocabulary, folder: epath.Path
+) -> None:
+  beyond = [name for name, i in added.items() if i >= vocabulary.vocab_size]
+  if beyond:
+    raise UserError(
+      f'The tokenizer of {folder} has {len(beyond)} tokens added to the'
+      f' {vocabulary.vocab_size} of its vocabulary, such as {beyond[0]!r}; that'
+      ' has no equivalent here. For token ids alone, without text, remove the'
+      ' tokenizer files from a copy of the folder.'
+    )
 
 
 def _read_json(path: epath.Path) -> dict[str, Any] | None:

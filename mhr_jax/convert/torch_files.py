@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 
 from mhr_jax.errors import UserError
@@ -86,7 +86,7 @@ def _to_numpy(tensor: Any, where: str) -> np.ndarray:
     )
   tensor = tensor.detach()
   if tensor.dtype == torch.bfloat16:  # which NumPy does not know
-    return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.view(torch.int16).numpy().view(jnp.bfloat16)
   try:
     return tensor.numpy()
   except (TypeError, RuntimeError) as e:

@@ -94,3 +94,19 @@ def test_another_kind_of_tokenizer_is_refused(tmp_path):
   (tmp_path / 'tokenizer.json').write_text(json.dumps(tokenizer))
   with pytest.raises(UserError, match='tokenizer.json holds a BPE tokenizer'):
     hf_t5.read_vocabulary(tmp_path)
+
+
+def test_added_tokens_are_refused_by_name(tmp_path, pieces):
+  hf_t5.write_vocabulary(tmp_path, pieces)
+  tokens = {
+    '8099': {'content': '<extra_id_0>'},
+    '8100': {'content': '{'},
+  }
+  message = "has 1 tokens added to the 8100 of its vocabulary, such as '{'"
+  write_settings(tmp_path, extra_ids=100, added_tokens_decoder=tokens)
+  with pytest.raises(UserError, match=message):
+    hf_t5.read_vocabulary(tmp_path)
+  write_settings(tmp_path, extra_ids=100)
+  (tmp_path / 'added_tokens.json').write_text('{"{": 8100}')
+  with pytest.raises(UserError, match=message):
+    hf_t5.read_vocabulary(tmp_path)

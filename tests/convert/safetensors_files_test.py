@@ -77,6 +77,8 @@ def test_the_library_reads_what_is_written(tmp_path, dtype):
   tensors = draw()
   safetensors_files.write_files(tmp_path, lazy(tensors), dtype=dtype)
   assert [p.name for p in tmp_path.iterdir()] == ['model.safetensors']
+  content = (tmp_path / 'model.safetensors').read_bytes()
+  assert int.from_bytes(content[:8], 'little') % 8 == 0  # aligned
   found = read_folder(tmp_path)
   assert found.keys() == tensors.keys()
   for name, expected in tensors.items():

@@ -320,6 +320,10 @@ def test_the_tokenizer_file_that_they_save_alone(
     assert found.encode(text) == pieces.encode(text)
   for ids in (range(3, 90), [pieces.vocab_size - 1, 5, 40, 1, 7]):
     assert found.decode(ids) == pieces.decode(ids)
+  theirs.add_tokens(['<new>'])
+  theirs.save_pretrained(tmp_path / 'added')
+  with pytest.raises(UserError, match="such as '<new>'"):
+    hf_t5.read_vocabulary(tmp_path / 'added')
   # And on to a folder with a model file of its own.
   hf_t5.write_vocabulary(tmp_path / 'again', found)
   again = transformers.AutoTokenizer.from_pretrained(tmp_path / 'again')
