@@ -20,11 +20,21 @@ BACKBONE = config_lib.t5_config(
   num_encoder_layers=2,
   num_decoder_layers=3,
 )
+BACKBONE_1_0 = config_lib.t5_config(
+  't5_1_0_tiny',
+  vocab_size=50,
+  emb_dim=20,
+  num_heads=3,
+  head_dim=4,
+  mlp_dim=28,
+  num_encoder_layers=3,
+  num_decoder_layers=2,
+)
 ATTENTION = ('encoder/attention/.*', 'decoder/.*attention/(query|value)')
 
 
 def draw_bundle(seed=0, *, backbone=BACKBONE, names=True, **settings):
-  """Returns adapters with `settings`, all of whose parameters matter."""
+  """Returns adapters with `settings`: random numbers that matter."""
   settings = {'n_tasks': 5, 'n_skills': 3, 'n_splits': 4, 'rank': 2} | settings
   config = AdapterConfig(**settings)
   shapes = jax.eval_shape(
@@ -35,10 +45,20 @@ def draw_bundle(seed=0, *, backbone=BACKBONE, names=True, **settings):
   )
   rng = np.random.default_rng(seed)
   flat = {
-    path: rng.normal(size=leaf.shape).astype(np.float32)
-    * (2.0 if path.endswith('logits') else 0.3)
+    path: (rng.normal(size=leaf.shape) * _spread(path, leaf, config)).astype(
+      np.float32
+    )
     for path, leaf in traverse_util.flatten_dict(shapes, sep='/').items()
   }
   params = traverse_util.unflatten_dict(flat, sep='/')
   table = TaskTable(tuple(f'task {i}' for i in range(config.n_tasks)))
   return AdapterBundle(config, params, table if names else None, backbone)
+
+
+def _spread(path, leaf, config):
+  """Returns a standard deviation by which adapters are a fifth of a kernel."""
+  if path.endswith('/a'):
+    return (leaf.shape[-2] * config.n_splits) ** -0.5
+  if path.endswith('/b'):
+    return 0.2 / config.scale / config.rank**0.5
+  return 2.0
