@@ -316,6 +316,19 @@ def test_decoding_a_mixed_batch_equals_decoding_each_task(num_beams):
     np.testing.assert_array_equal(whole[rows], same[rows])
 
 
+def test_float64_throughout_and_only_in_64_bit_mode():
+  routed = RoutedT5(dataclasses.replace(T5, dtype='float64'), FEW)
+  wide = jax.tree.map(np.float64, params_of(ROUTED))
+  bare = RoutedT5(routed.config)
+  with pytest.raises(UserError, match='JAX_ENABLE_X64=1'):
+    jax.eval_shape(bare.logits, params_of(ROUTED), batch_of())
+  with jax.enable_x64(True):
+    logits = logits_of(routed, wide, batch_of())
+  assert logits.dtype == np.float64
+  narrow = logits_of(ROUTED, params_of(ROUTED), batch_of())
+  assert 0 < abs(np.asarray(logits) - narrow).max() < 1e-4
+
+
 def test_impossible_models_say_why():
   with pytest.raises(UserError, match="no mix_in 'frnt'"):
     RoutedT5(T5, MHR, 'frnt')

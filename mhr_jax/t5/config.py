@@ -5,13 +5,13 @@ from typing import Any, Literal, NamedTuple
 
 from mhr_jax import errors
 
-Dtype = Literal['float32', 'bfloat16']
+Dtype = Literal['float32', 'bfloat16', 'float64']
 Remat = Literal['none', 'full']
 RelativePositions = Literal['stack', 'layer']
 Stack = Literal['encoder', 'decoder']
 
 ACTIVATIONS = ('gelu', 'relu', 'silu', 'linear')
-_DTYPES = ('float32', 'bfloat16')
+_DTYPES = ('float32', 'bfloat16', 'float64')
 _REMATS = ('none', 'full')
 _RELATIVE_POSITIONS = ('stack', 'layer')
 _SIZE_FIELDS = (
@@ -52,7 +52,8 @@ class T5Config:
     relative_attention_max_distance: distance from which all share a bucket.
     dropout_rate: share dropped in training.
     dtype: of the matrix products and the residual stream. Norms, softmax and
-      logits are float32 whatever it is, and so are stored parameters.
+      logits are float32 under 'bfloat16' too, and so are stored parameters.
+      'float64' is for comparisons and needs jax_enable_x64.
     layer_norm_epsilon: added to the mean square.
     scan_layers: one traced layer body over stacked parameters (compile time
       does not grow with depth), or a parameter subtree `layers_N` a layer.
@@ -96,6 +97,11 @@ class T5Config:
   def joined_kv(self) -> int:
     """Width of all heads together."""
     return self.num_heads * self.head_dim
+
+  @property
+  def wide_dtype(self) -> Dtype:
+    """What norms, softmax and logits are computed in: float32 at least."""
+    return 'float64' if self.dtype == 'float64' else 'float32'
 
   @property
   def mlp_inputs(self) -> tuple[str, ...]:

@@ -104,7 +104,7 @@ class Dense(nn.Module):
 
 
 class RMSNorm(nn.Module):
-  """T5's layer norm: no mean, no bias; float32 inside, `dtype` outside."""
+  """T5's layer norm: no mean, no bias; float32 at least inside."""
 
   epsilon: float
   dtype: config_lib.Dtype
@@ -117,10 +117,11 @@ class RMSNorm(nn.Module):
     scale = self.param(
       'scale', nn.initializers.ones, (x.shape[-1],), jnp.float32
     )
-    x = x.astype(jnp.float32)
+    wide = jnp.promote_types(self.dtype, jnp.float32)
+    x = x.astype(wide)
     mean_square = jnp.mean(lax.square(x), axis=-1, keepdims=True)
     normed = x * lax.rsqrt(mean_square + self.epsilon)
-    return (normed * scale.astype(jnp.float32)).astype(self.dtype)
+    return (normed * scale.astype(wide)).astype(self.dtype)
 
 
 def dropout(config: config_lib.T5Config) -> nn.Dropout:
@@ -182,7 +183,7 @@ class Attention(nn.Module):
       x: what asks. Its rows may be several contiguous ones (beams) for each
         batch element of the keys; they are then queries of that element.
       keys_values: from `keys_values`, each [batch, heads, keys, head_dim].
-      biases: float32, added to the attention logits; each broadcasts to
+      biases: in `wide_dtype`, added to the attention logits; each broadcasts to
         [batch, heads, queries, keys].
       adapters: of this sublayer, by name of the linear.
       deterministic: no dropout.
@@ -191,11 +192,12 @@ class Attention(nn.Module):
       The output projection of the weighted values.
     """
     keys, values = keys_values
+    wide = self.config.wide_dtype
     query = self._split_heads(
       self.query(x, adapters.get('query')), keys.shape[0]
     )
     logits = jnp.einsum(
-      'bhqd,bhkd->bhqk', query, keys, preferred_element_type=jnp.float32
+      'bhqd,bhkd->bhqk', query, keys, preferred_element_type=wide
     )
     logits = functools.reduce(operator.add, biases, logits)
     # A softmax whose division comes after the product with the values, where
@@ -207,7 +209,7 @@ class Attention(nn.Module):
       'bhqk,bhkd->bhqd',
       self.dropout(weights, deterministic=deterministic).astype(values.dtype),
       values,
-      preferred_element_type=jnp.float32,
+      preferred_element_type=wide,
     )
     mixed = (mixed / total).astype(values.dtype).swapaxes(1, 2)
     mixed = mixed.reshape(*x.shape[:-1], self.config.joined_kv)
@@ -304,14 +306,14 @@ class RelativePositionBias(nn.Module):
   def __call__(
     self, relative_position: Int[np.ndarray | Array, '*shape']
   ) -> Float[Array, 'heads *shape']:
-    """Returns the float32 bias of every head at each distance."""
+    """Returns the bias of every head at each distance, in `wide_dtype`."""
     config = self.config
     buckets = config.relative_attention_num_buckets
     table = self.param(
       'rel_embedding', _TABLE_INIT, (config.num_heads, buckets), jnp.float32
     )
     bucket = self._bucket(relative_position)
-    return jnp.take(table.astype(jnp.float32), bucket, axis=1)
+    return jnp.take(table.astype(config.wide_dtype), bucket, axis=1)
 
   def _bucket(
     self, relative_position: Int[np.ndarray | Array, '*shape']
@@ -325,7 +327,7 @@ class RelativePositionBias(nn.Module):
     )
     if isinstance(relative_position, np.ndarray):
       return bucket(relative_position)
-    # Looked up, since XLA's logarithm rounds differently at the borders of
-    # buckets; all distances from the farthest on share one.
+    # Looked up, since XLA's logarithm may round another way at the borders
+    # of buckets; all distances from the farthest on share one.
     known = jnp.asarray(bucket(np.arange(-farthest, farthest + 1)))
     return known[jnp.clip(relative_position, -farthest, farthest) + farthest]

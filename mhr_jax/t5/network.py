@@ -9,9 +9,11 @@ serve training (`T5.__call__`) and decoding one position at a time with a cache
 from typing import Any
 
 from flax import linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from mhr_jax import errors
 from mhr_jax.t5 import config as config_lib
 from mhr_jax.t5 import layers as layers_lib
 from mhr_jax.t5 import stacks
@@ -52,9 +54,10 @@ class Embedder(nn.Module):
   def logits(
     self, x: Float[Array, '*shape emb']
   ) -> Float[Array, '*shape vocab']:
-    """Returns float32 logits of the tied output layer."""
-    x = x.astype(jnp.float32) * self.config.emb_dim**-0.5
-    return layers_lib.matmul(x, self.embedding.astype(jnp.float32).T)
+    """Returns logits of the tied output layer, in `wide_dtype`."""
+    wide = self.config.wide_dtype
+    x = x.astype(wide) * self.config.emb_dim**-0.5
+    return layers_lib.matmul(x, self.embedding.astype(wide).T)
 
 
 class T5(nn.Module):
@@ -79,6 +82,7 @@ class T5(nn.Module):
   layer_adapters: stacks.LayerAdapters = stacks.as_given
 
   def setup(self):
+    _check_precision(self.config)
     self.token_embedder = Embedder(self.config)
     self.encoder = stacks.Encoder(self.config, self.layer_adapters)
     self.decoder = stacks.Decoder(self.config, self.layer_adapters)
@@ -94,7 +98,7 @@ class T5(nn.Module):
     encoder_mask: Bool[Array, 'batch inputs'] | None = None,
     deterministic: bool = True,
   ) -> Float[Array, 'batch length vocab']:
-    """Returns float32 logits; see `encode` and `decode`."""
+    """Returns logits in `wide_dtype`; see `encode` and `decode`."""
     encoded = self.encode(
       encoder_input_tokens,
       adapters,
@@ -153,7 +157,7 @@ class T5(nn.Module):
     encoder_mask: Bool[Array, 'batch inputs'] | None = None,
     deterministic: bool = True,
   ) -> Float[Array, 'batch length vocab']:
-    """Returns the float32 logits of whole target sequences.
+    """Returns the logits of whole target sequences, in `wide_dtype`.
 
     Args:
       encoded: from `encode`.
@@ -244,3 +248,13 @@ class T5(nn.Module):
 
 def _part(adapters: Any, stack: str) -> Any:
   return {} if adapters is None else adapters.get(stack, {})
+
+
+def _check_precision(config):
+  """JAX would compute in float32 all the same."""
+  possible = jax.dtypes.canonicalize_dtype(config.dtype)
+  if config.dtype == 'float64' and possible != config.dtype:
+    raise errors.UserError(
+      "dtype 'float64' needs JAX's 64-bit mode: set JAX_ENABLE_X64=1, or wrap"
+      " the call in jax.enable_x64(True). 'float32' does without."
+    )

@@ -193,7 +193,7 @@ class Decoder(_Stack):
     self.decoder_norm = self._norm()
     self.dropout = layers_lib.dropout(config)
     if not config.logits_via_embedding:
-      self.logits_dense = layers_lib.Dense(config.vocab_size, 'float32')
+      self.logits_dense = layers_lib.Dense(config.vocab_size, config.wide_dtype)
 
   def __call__(
     self,
