@@ -4,7 +4,7 @@ A folder holds `config.json` and the weights: `model.safetensors`, or shards of
 it with an index; or pickles (`pytorch_model.bin`), read only when asked for.
 No torch is needed but for those.
 
-Every parameter is read straight into its place, a few megabytes at a time, so
+Every parameter is read straight into its place, a megabyte at a time, so
 that reading needs hardly more memory than the backbone itself.
 """
 

@@ -1,4 +1,4 @@
-"""Tensors in safetensors files, a few megabytes in memory at a time.
+"""Tensors in safetensors files, a megabyte in memory at a time.
 
 The format (https://huggingface.co/docs/safetensors): eight bytes with the
 header's length, the header (JSON: type, shape and byte range of every tensor),
@@ -21,7 +21,7 @@ from mhr_jax.errors import UserError
 WHOLE_FILE = 'model.safetensors'
 MAX_SHARD_BYTES = 5 * 10**9
 
-_CHUNK_BYTES = 2**23
+_CHUNK_BYTES = 2**20  # so that what is transposed stays in the cache
 _MAX_HEADER = 10**8
 _DTYPES = {
   'F64': np.dtype(np.float64),

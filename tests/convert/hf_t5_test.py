@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
@@ -376,6 +377,8 @@ def test_memory_is_hardly_more_than_the_backbone(
     text=True,
     check=False,
   )
+  for name in ('big', 'again'):  # pytest would keep them
+    shutil.rmtree(tmp_path / name)
   assert done.returncode == 0, done.stderr
   peaks = [int(line) / size for line in done.stdout.split()]
   assert len(peaks) == 2
