@@ -1,4 +1,9 @@
-"""Our Adafactor on stacked arrays against transformers' on each tensor."""
+"""Our Adafactor on stacked arrays against transformers' on each tensor.
+
+Of the tensors that PEFT's adapters do not have (`training_test.py` trains
+those): a backbone's, and routers that several linears share or that have one
+task.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +15,9 @@ from mhr_jax import optim
 
 pytestmark = pytest.mark.interop
 
-STEPS = 10
-RATES = {'backbone': 0.02, 'adapters': 0.05, 'routers': 0.1}
-DECAY = {'backbone': 0.1, 'adapters': 0.2, 'routers': 0.0}
+STEPS = 30
+RATES = {'backbone': 0.02, 'routers': 0.1}
+DECAY = {'backbone': 0.1, 'routers': 0.0}
 SHAPES = {
   'backbone': {
     'encoder': {
@@ -21,9 +26,8 @@ SHAPES = {
     },
     'token_embedder': {'embedding': (7, 5)},
   },
-  'adapters': {'wo': {'a': (3, 2, 4, 5, 2), 'b': (3, 2, 4, 2, 6)}},
   'routers': {
-    'wo': {'routing_logits': (3, 6, 2, 4)},
+    'encoder': {'routing_logits': (3, 6, 2, 4)},
     'decoder': {'routing_logits': (6, 2, 4)},
     'of_one_task': {'routing_logits': (3, 1, 2, 4)},
   },
@@ -44,7 +48,7 @@ def list_tensors(tree):
   found = []
   for path, leaf in jax.tree.leaves_with_path(tree):
     label, *rest = [key.key for key in path]
-    stacked = label == 'adapters' or 'layers' in rest
+    stacked = 'layers' in rest
     if label == 'routers':
       stacked = leaf.ndim == 4
       leaf = leaf.reshape(*leaf.shape[:-2], -1)
@@ -118,12 +122,15 @@ def run_ours(*, scale_parameter):
 
 
 @pytest.mark.parametrize('scale_parameter', [True, False])
-def test_ten_steps_equal_theirs(torch, transformers, scale_parameter):
+def test_thirty_steps(torch, transformers, report_difference, scale_parameter):
   expected_losses, expected = run_theirs(
     torch, transformers, scale_parameter=scale_parameter
   )
   losses, actual = run_ours(scale_parameter=scale_parameter)
   assert losses[-1] < 0.9 * losses[0]
   np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
-  for x, y in zip(actual, expected, strict=True):
-    np.testing.assert_allclose(x, y, atol=1e-5)
+  case = f'backbone, shared routers, parameter scale {scale_parameter}'
+  difference = report_difference(
+    case, 'transformers Adafactor', actual, expected
+  )
+  assert difference < 1e-4
