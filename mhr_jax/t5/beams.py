@@ -1,12 +1,24 @@
-"""Beam search over one-position steps, as transformers does it.
+"""Beam search over one-position steps, as transformers or as T5X does it.
 
-Scores are sums of log-probabilities over length ** length_penalty, and a row
-ends when its best running beam, scored at its present length, cannot enter
-the finished ones (transformers' `early_stopping=False`).
+Scores are sums of log-probabilities over a power of the length. The two differ
+in more than that power:
+
+                        hf (transformers)           t5x
+  divided by            length ** exponent          ((5 + length) / 6) ** exponent
+  may finish            the best `beams`            all 2 · `beams` candidates
+  at the last position  running beams finish        they do not; they are the
+                                                    answer where none finished
+  a row ends when       the best running beam,      it cannot though it had the
+                        scored as it is, cannot     longest length
+                        enter the finished ones
+
+transformers' `early_stopping=False`; t5x/decoding.py (`beam_search`) at
+cc342d4.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+import dataclasses
+from typing import Literal, NamedTuple
 
 import jax
 from jax import lax
@@ -18,7 +30,29 @@ from mhr_jax.t5 import stacks
 
 Step = Callable[[Array, Array, stacks.Cache], tuple[Array, stacks.Cache]]
 
+LengthPenaltyForm = Literal['hf', 't5x']
+
 _NEVER = -1e9  # a score that no sequence has
+
+
+@dataclasses.dataclass(frozen=True)
+class LengthPenalty:
+  """What sums of log-probabilities are divided by.
+
+  Attributes:
+    form: transformers' or T5X's; see the module.
+    exponent: of the length; 0 divides by 1.
+  """
+
+  form: LengthPenaltyForm
+  exponent: float
+
+  def divisor(self, length: Array) -> Array:
+    """Returns the divisor at a length, the end token included."""
+    length = jnp.asarray(length, jnp.float32)
+    if self.form == 't5x':
+      length = (5 + length) / 6
+    return length**self.exponent
 
 
 class _State(NamedTuple):
@@ -51,7 +85,7 @@ def search_beams(
   config: config_lib.T5Config,
   *,
   num_beams: int,
-  length_penalty: float,
+  length_penalty: LengthPenalty,
 ) -> Int[Array, 'batch length']:
   """Returns the best sequence found for each row.
 
@@ -62,7 +96,7 @@ def search_beams(
     wanted: rows to decode; the others come back as padding.
     config: the backbone; says which tokens start, end and pad.
     num_beams: sequences kept at each position.
-    length_penalty: exponent of the length that sums are divided by.
+    length_penalty: how lengths count.
 
   Returns:
     int32 tokens without the start token, padded after the end.
@@ -71,7 +105,7 @@ def search_beams(
 
   def body(state: _State) -> _State:
     logits, cache = step(state.last.reshape(-1), state.position, state.cache)
-    candidates = _continue(state, logits, config.eos_id)
+    candidates = _continue(state, logits, config.eos_id, length_penalty)
     state = _keep_running(state._replace(cache=cache), candidates)
     return _keep_finished(state, candidates, length_penalty)
 
@@ -79,7 +113,12 @@ def search_beams(
     return (state.position < length) & jnp.any(state.improvable)
 
   start = _start(cache, wanted, config, num_beams)
-  return lax.while_loop(unfinished, body, start).finished[:, 0]
+  end = lax.while_loop(unfinished, body, start)
+  best = end.finished[:, 0]
+  if length_penalty.form == 't5x':
+    none = ~jnp.any(end.is_finished, axis=1) & wanted
+    best = jnp.where(none[:, None], end.running[:, 0], best)
+  return best
 
 
 def _start(
@@ -103,7 +142,10 @@ def _start(
 
 
 def _continue(
-  state: _State, logits: Float[Array, 'rows vocab'], eos_id: int
+  state: _State,
+  logits: Float[Array, 'rows vocab'],
+  eos_id: int,
+  length_penalty: LengthPenalty,
 ) -> _Candidates:
   batch, beams, length = state.running.shape
   vocab = logits.shape[-1]
@@ -113,11 +155,14 @@ def _continue(
   scores, flat = lax.top_k(totals.reshape(batch, -1), 2 * beams)
   origin, token = flat // vocab, flat % vocab
   tokens = _gather(state.running, origin)
+  ended = token == eos_id
+  if length_penalty.form == 'hf':
+    ended = ended | (state.position + 1 == length)
   return _Candidates(
     tokens=tokens.at[:, :, state.position].set(token),
     scores=scores,
     origin=origin,
-    ended=(token == eos_id) | (state.position + 1 == length),
+    ended=ended,
   )
 
 
@@ -143,17 +188,19 @@ def _keep_running(state: _State, candidates: _Candidates) -> _State:
 
 
 def _keep_finished(
-  state: _State, candidates: _Candidates, length_penalty: float
+  state: _State, candidates: _Candidates, length_penalty: LengthPenalty
 ) -> _State:
   """Merges candidates that just ended into the finished ones.
 
-  Only those among the best `beams` candidates count, and only while the row
-  could still improve.
+  A candidate counts only while its row could still improve.
   """
-  beams = state.running.shape[1]
-  norm = state.position.astype(jnp.float32) ** length_penalty
-  among_best = jnp.arange(2 * beams) < beams
-  counts = candidates.ended & among_best & state.improvable[:, None]
+  beams, length = state.running.shape[1:]
+  norm = reachable = length_penalty.divisor(state.position)
+  counts = candidates.ended & state.improvable[:, None]
+  if length_penalty.form == 'hf':
+    counts = counts & (jnp.arange(2 * beams) < beams)
+  else:
+    reachable = length_penalty.divisor(length + 1)
   scores = jnp.where(counts, candidates.scores / norm, _NEVER)
   scores = jnp.concatenate([state.finished_scores, scores], axis=1)
   tokens = jnp.concatenate([state.finished, candidates.tokens], axis=1)
@@ -165,7 +212,7 @@ def _keep_finished(
     finished=_gather(tokens, chosen),
     finished_scores=scores,
     is_finished=is_finished,
-    improvable=state.improvable & (state.scores[:, 0] / norm > worst),
+    improvable=state.improvable & (state.scores[:, 0] / reachable > worst),
   )
 
 

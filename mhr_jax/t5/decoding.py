@@ -18,6 +18,8 @@ from mhr_jax.t5 import beams, stacks
 from mhr_jax.t5 import config as config_lib
 from mhr_jax.t5 import network as network_lib
 
+_EXPONENTS = {'hf': 1.0, 't5x': 0.6}
+
 
 @dataclasses.dataclass(frozen=True)
 class DecodingSettings:
@@ -32,8 +34,11 @@ class DecodingSettings:
     temperature: what logits are divided by before sampling; 0 takes the best.
     top_k: sample from that many best tokens; 0 from all.
     top_p: sample from the fewest best tokens that reach this probability.
-    length_penalty: beam search divides sums of log-probabilities by
-      length ** length_penalty, as transformers does.
+    length_penalty: whose beam search: 'hf' divides sums of log-probabilities
+      by length ** exponent, 't5x' by ((5 + length) / 6) ** exponent; for what
+      else differs see `mhr_jax.t5.beams`.
+    length_exponent: that exponent; None is 1.0 for 'hf', 0.6 for 't5x', their
+      own defaults.
 
   Raises:
     UserError: a setting is not possible, or has no effect beside the others.
@@ -44,7 +49,8 @@ class DecodingSettings:
   temperature: float = 0.0
   top_k: int = 0
   top_p: float = 1.0
-  length_penalty: float = 1.0
+  length_penalty: beams.LengthPenaltyForm = 'hf'
+  length_exponent: float | None = None
 
   def __post_init__(self) -> None:
     if self.max_new_tokens < 1:
@@ -64,10 +70,24 @@ class DecodingSettings:
       raise errors.UserError(
         'Beam search does not sample: set temperature to 0 or num_beams to 1.'
       )
+    if self.length_penalty not in _EXPONENTS:
+      hint = errors.nearest(str(self.length_penalty), _EXPONENTS)
+      raise errors.UserError(
+        f'There is no length_penalty {self.length_penalty!r}.{hint}'
+        ' (Its exponent is length_exponent.)'
+      )
     if not self.temperature and (self.top_k or self.top_p < 1):
       raise errors.UserError(
         'top_k and top_p say what to sample from: set temperature above 0.'
       )
+
+  @property
+  def scoring(self) -> beams.LengthPenalty:
+    """How beam search counts lengths."""
+    exponent = self.length_exponent
+    if exponent is None:
+      exponent = _EXPONENTS[self.length_penalty]
+    return beams.LengthPenalty(self.length_penalty, exponent)
 
 
 def decode_tokens(
@@ -134,7 +154,7 @@ def decode_tokens(
     wanted,
     config,
     num_beams=settings.num_beams,
-    length_penalty=settings.length_penalty,
+    length_penalty=settings.scoring,
   )
 
 

@@ -106,6 +106,32 @@ def beams_by_hand(log_probs, num_beams, penalty):
   return finished[0][1]
 
 
+def t5x_beams_by_hand(log_probs, num_beams, exponent):
+  """T5X's search, one row, with lists of hypotheses."""
+
+  def divisor(length):
+    return ((5 + length) / 6) ** exponent
+
+  running, finished = [(0.0, ())], []
+  for length in range(1, LENGTH + 1):
+    candidates = sorted(
+      (
+        (score + log_probs(prefix)[token], (*prefix, token))
+        for score, prefix in running
+        for token in range(VOCAB)
+      ),
+      reverse=True,
+    )[: 2 * num_beams]
+    ended = [c for c in candidates if c[1][-1] == 1]
+    finished += [(score / divisor(length), prefix) for score, prefix in ended]
+    finished = sorted(finished, reverse=True)[:num_beams]
+    running = [c for c in candidates if c[1][-1] != 1][:num_beams]
+    best = running[0][0] / divisor(LENGTH + 1)
+    if len(finished) == num_beams and best < finished[-1][0]:
+      break
+  return (finished or running)[0][1]
+
+
 def padded(prefix):
   return list(prefix) + [0] * (LENGTH - len(prefix))
 
@@ -164,11 +190,26 @@ def test_greedy_equals_full_decoding_by_hand():
 )
 def test_beams_equal_a_plain_search(num_beams, penalty):
   settings = DecodingSettings(
-    LENGTH, num_beams=num_beams, length_penalty=penalty
+    LENGTH, num_beams=num_beams, length_exponent=penalty
   )
   tokens = decode(network_lib.T5(CONFIG), make_params(), TOKENS, None, settings)
   by_hand = [
     beams_by_hand(next_log_probs(i), num_beams, penalty) for i in range(4)
+  ]
+  assert tokens.tolist() == [padded(prefix) for prefix in by_hand]
+
+
+@pytest.mark.parametrize(('num_beams', 'exponent'), [(2, 0.6), (4, 1.5)])
+def test_beams_of_t5x_equal_a_plain_search(num_beams, exponent):
+  settings = DecodingSettings(
+    LENGTH,
+    num_beams=num_beams,
+    length_penalty='t5x',
+    length_exponent=exponent,
+  )
+  tokens = decode(network_lib.T5(CONFIG), make_params(), TOKENS, None, settings)
+  by_hand = [
+    t5x_beams_by_hand(next_log_probs(i), num_beams, exponent) for i in range(4)
   ]
   assert tokens.tolist() == [padded(prefix) for prefix in by_hand]
 
