@@ -1,8 +1,10 @@
 """The backbone against transformers' numbers: one T5 1.1, five rows.
 
-The reference's float64 values are good to about 1e-6, since its norms are in
-float32; so are ours, and attention weights and logits too.
+The reference's float64 has float32 inside (norms and softmax): its values are
+good to about 4e-6, no better than what float32 gives here.
 """
+
+import dataclasses
 
 import jax
 import numpy as np
@@ -60,12 +62,14 @@ def check(report_difference):
 
 
 @pytest.mark.parametrize(
-  ('x64', 'precision'), [(False, 'f32'), (False, 'f64'), (True, 'f64')]
+  ('dtype', 'precision'),
+  [('float32', 'f32'), ('float32', 'f64'), ('float64', 'f64')],
 )
 def test_encoder_states_logits_and_loss(
-  model_and_params, batch, theirs, check, x64, precision
+  model_and_params, batch, theirs, check, dtype, precision
 ):
   model, params = model_and_params
+  model = RoutedT5(dataclasses.replace(model.config, dtype=dtype))
 
   def run(params, batch):
     encoded = T5(model.config).apply(
@@ -77,12 +81,14 @@ def test_encoder_states_logits_and_loss(
     total, weights, _ = model.loss(params, batch)
     return encoded, model.logits(params, batch), total / weights
 
-  with jax.enable_x64(x64):
-    encoded, logits, loss = jax.jit(run)(params, batch)
-  assert logits.dtype == np.float32
+  with jax.enable_x64(dtype == 'float64'):
+    encoded, logits, loss = jax.jit(run)(
+      jax.tree.map(np.dtype(dtype).type, params), batch
+    )
+  assert logits.dtype == dtype
   read = batch['encoder_mask']
   states = theirs[f'encoder_last_hidden_state_{precision}']
-  suffix = f'to {precision}' + (', enable_x64' if x64 else '')
+  suffix = f'{dtype} to {precision}'
   check(f'encoder states, {suffix}', np.asarray(encoded)[read], states[read])
   check(f'logits, {suffix}', logits, theirs[f'logits_{precision}'])
   check(f'loss, {suffix}', loss, theirs[f'loss_{precision}'])
