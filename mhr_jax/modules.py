@@ -41,10 +41,10 @@ class RoutedDense(nn.DenseGeneral, kw_only=True):
 
   Beside 'params' there are two collections: 'adapters' with `a` [split,
   skill, in/split, rank] and `b` [split, skill, rank, out/split], where the
-  features of several axes are counted in row-major order; and, where routing
-  is learned, 'routers' with `routing_logits` [task, split, skill]. Both are
-  at least float32, whatever `param_dtype` is. Inside `nn.scan` list them in
-  `variable_axes`, as 'params' are.
+  features of several axes are counted in row-major order, as the input has
+  them; and, where routing is learned, 'routers' with `routing_logits` [task,
+  split, skill]. Both are at least float32, whatever `param_dtype` is. Inside
+  `nn.scan` list them in `variable_axes`, as 'params' are.
 
   The random numbers 'routing' (`rngs={'routing': key}`) switch on the noise
   of 'relaxed_bernoulli' mixing, as in training.
@@ -176,7 +176,7 @@ def split_shape(
 
 def _positive(axis, ndim):
   axis = (axis,) if isinstance(axis, int) else tuple(axis)
-  return tuple(i % ndim for i in axis)
+  return tuple(sorted(i % ndim for i in axis))
 
 
 def add_adapter(
@@ -194,7 +194,7 @@ def add_adapter(
     y: what the linear gave, with the features last.
     x: what it was given.
     pair: 'a' [batch or 1, in, rank] and 'b' [batch or 1, rank, out]; features
-      of several axes in row-major order.
+      of several axes in row-major order, as x has them.
     axis: of x, that the linear sums over.
     precision: of the linear; the adapter's products have it too.
     name: of the linear, for the error.
