@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import shutil
-import subprocess
 import sys
 
 import jax
@@ -18,6 +17,7 @@ from mhr_jax.model import RoutedT5
 from mhr_jax.t5 import config as config_lib
 from mhr_jax.t5 import parameters
 from mhr_jax.tree_paths import leaves_by_path
+import peak_memory
 
 UNUSED = (
   'decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight'
@@ -333,54 +333,18 @@ def test_parameters_of_another_config_are_not_written(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-_MEASURE = """
-import re, sys
-from mhr_jax.convert import hf_t5
-
-tiny, source, target = sys.argv[1:]
-hf_t5.read_backbone(tiny)  # what JAX needs once
-
-def read_memory(name):
-  with open('/proc/self/status') as file:
-    return int(re.search(name + r':\\s+(\\d+) kB', file.read())[1]) * 1024
-
-start = read_memory('VmRSS')
-config, backbone = hf_t5.read_backbone(source)
-print(read_memory('VmHWM') - start)
-hf_t5.write_backbone(target, config, backbone)
-print(read_memory('VmHWM') - start)
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
 @pytest.mark.parametrize('max_shard_bytes', [10**9, 10**8])
 def test_memory_is_hardly_more_than_the_backbone(
   tmp_path, folder, max_shard_bytes
 ):
-  config = config_lib.t5_config(
-    't5_1_1_base', vocab_size=30_000, num_encoder_layers=2, num_decoder_layers=2
-  )
-  backbone = jax.tree.map(
-    lambda leaf: np.full(leaf.shape, 0.5, np.float32),
-    RoutedT5(config).abstract_params()['backbone'],
-  )
-  hf_t5.write_backbone(
-    tmp_path / 'big', config, backbone, max_shard_bytes=max_shard_bytes
-  )
-  size = sum(f.stat().st_size for f in (tmp_path / 'big').iterdir())
+  large, again = tmp_path / 'large', tmp_path / 'again'
+  peak_memory.write_large(large, max_shard_bytes=max_shard_bytes)
+  size = sum(file.stat().st_size for file in large.iterdir())
   assert size > 2.5e8
-  command = [sys.executable, '-c', _MEASURE]
-  done = subprocess.run(
-    [*command, folder, tmp_path / 'big', tmp_path / 'again'],
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  for name in ('big', 'again'):  # pytest would keep them
-    shutil.rmtree(tmp_path / name)
-  assert done.returncode == 0, done.stderr
-  peaks = [int(line) / size for line in done.stdout.split()]
-  assert len(peaks) == 2
-  assert 0.9 < peaks[0] < 1.15  # the two arrays of 92 MB are read in parts
-  assert peaks[1] < 1.2
+  read, written = peak_memory.measure(folder, large, again)
+  for written_folder in (large, again):  # pytest would keep them
+    shutil.rmtree(written_folder)
+  assert 0.9 < read / size < 1.15  # either array of 92 MB is a third of it
+  assert written / size < 1.2

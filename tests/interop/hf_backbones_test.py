@@ -1,15 +1,19 @@
 """Backbones in folders of transformers: theirs read by us, ours by them."""
 
 import json
+import shutil
+import sys
 
 import jax
 import numpy as np
 import pytest
+from safetensors import numpy as library
 
 from mhr_jax.convert import hf_t5, torch_files
 from mhr_jax.errors import UserError
 from mhr_jax.model import RoutedT5
 from mhr_jax.vocabulary import ByteVocabulary, SentencePieceVocabulary
+import peak_memory
 import random_t5
 
 pytestmark = pytest.mark.interop
@@ -250,6 +254,27 @@ def test_state_dicts(torch, tmp_path):
       np.testing.assert_array_equal(
         found[name].astype(np.float32), tensor.detach().float().numpy()
       )
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
+def test_memory_of_reading_a_pickle(torch, transformers, tmp_path):
+  build(transformers, 'T5 1.1, untied').save_pretrained(tmp_path / 'tiny')
+  large, again = tmp_path / 'large', tmp_path / 'again'
+  peak_memory.write_large(large)
+  tensors = library.load_file(large / 'model.safetensors')
+  (large / 'model.safetensors').unlink()
+  tied = torch.from_numpy(tensors.pop('shared.weight'))
+  tensors = {k: torch.from_numpy(v) for k, v in tensors.items()}
+  for name in ('shared', 'encoder.embed_tokens', 'decoder.embed_tokens'):
+    tensors[f'{name}.weight'] = tied
+  torch.save(tensors, large / 'pytorch_model.bin')
+  size = (large / 'pytorch_model.bin').stat().st_size
+  read, _ = peak_memory.measure(
+    tmp_path / 'tiny', large, again, library='torch'
+  )
+  for written in (large, again):  # pytest would keep them
+    shutil.rmtree(written)
+  assert 0.9 < read / size < 1.3
 
 
 def test_other_pickles_are_refused(torch, tmp_path):
