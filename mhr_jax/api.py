@@ -17,11 +17,16 @@ import jax
 from jaxtyping import Float32, Int32
 import numpy as np
 
-from mhr_jax import adapters, loading, partitioning, task_choice
+from mhr_jax import adapters, loading, partitioning, saving, task_choice
 from mhr_jax import model_inputs as inputs
 from mhr_jax.compiled_model import CompiledModel
 from mhr_jax.errors import UserError, nearest
-from mhr_jax.t5.config import T5Config
+from mhr_jax.logits_checksum import (
+  LogitsChecksum,
+  logits_checksum,
+  probe_tokens,
+)
+from mhr_jax.t5.config import Dtype, T5Config
 from mhr_jax.t5.decoding import DecodingSettings
 from mhr_jax.task_choice import TaskRows, Tasks
 from mhr_jax.vocabulary import Vocabulary
@@ -61,10 +66,7 @@ class Model:
   @property
   def n_parameters(self) -> dict[str, int]:
     """How many parameters `backbone`, `adapters` and `routers` have."""
-    return {
-      label: sum(leaf.size for leaf in jax.tree.leaves(tree))
-      for label, tree in self.loaded.params.items()
-    }
+    return loading.count_parameters(self.loaded.params)
 
   def logits(
     self,
@@ -116,7 +118,7 @@ class Model:
       num_beams: sequences that beam search keeps; 1 takes the best token.
       seed: of the random choices, where `temperature` is above 0.
       **sampling: further fields of `DecodingSettings`: temperature, top_k,
-        top_p, length_penalty.
+        top_p, length_penalty, length_exponent.
 
     Returns:
       The decoder's start token, the tokens, padding after the end token; as
@@ -266,6 +268,61 @@ class Model:
       for path, pair in adapters.list_inventories(found).items()
     }
 
+  def logits_checksum(self, task: str | int | None = None) -> LogitsChecksum:
+    """Returns a few numbers that tell whether two models compute the same.
+
+    Args:
+      task: see `effective_lora`; by default, the first tasks in turn.
+    """
+    chosen: TaskRows = None
+    if task is not None:
+      chosen = self._choose(task, len(probe_tokens(self._config)[0]))
+    return logits_checksum(self.loaded.model, self.loaded.params, chosen)
+
+  def save(
+    self,
+    path: epath.PathLike,
+    format: saving.SaveFormat = 'native',
+    task: str | int | None = None,
+    *,
+    dtype: Dtype | None = None,
+    base_model: str | None = None,
+  ) -> saving.Saved:
+    """Writes the model, or a part of it, in a format.
+
+    | format | what is written | task |
+    |---|---|---|
+    | 'native' | the adapters alone; a bare backbone, with its vocabulary | one, or all |
+    | 'peft-poly' | the adapters and routers, as PEFT's POLY | all |
+    | 'peft-lora' | a task's one low-rank pair, as PEFT's LORA | one |
+    | 'hf' | a folder of transformers, the adapter fused into it | one |
+    | 't5x' | a T5X checkpoint, likewise | one |
+    | 'stablehlo' | programs that jax alone runs | one, or all |
+
+    Fusing takes its sums in float32.
+
+    Args:
+      path: a new or empty folder. Adapters may replace adapters of the same
+        format; a folder of T5X checkpoints takes another one.
+      format: see above.
+      task: a name, an id or 'average'; where a format holds one task, not
+        needed with one task or without routing.
+      dtype: to store a backbone in ('native', 'hf', 't5x'); as it is by
+        default.
+      base_model: what PEFT's `adapter_config.json` calls the backbone: a name
+        on a hub or a path.
+
+    Returns:
+      What was written, and by how much fusing changed the logits.
+
+    Raises:
+      UserError: there is no such format, the folder holds something else, the
+        tasks differ and none is chosen, or the format has nothing like it.
+    """
+    return saving.save_model(
+      self.loaded, path, format, task, dtype=dtype, base_model=base_model
+    )
+
   @property
   def _config(self) -> T5Config:
     return self.loaded.model.config
@@ -277,7 +334,14 @@ class Model:
         f'{self.loaded.source} has no vocabulary, so texts cannot be read. Say'
         " which one: mhr_jax.load(…, vocabulary='spiece.model'), or 'bytes'."
       )
-    return self.loaded.vocabulary
+    vocabulary, ids = self.loaded.vocabulary, self._config.vocab_size
+    if vocabulary.vocab_size > ids or vocabulary.eos_id != self._config.eos_id:
+      raise UserError(
+        f'{vocabulary!r} does not fit: it has {vocabulary.vocab_size} ids, the'
+        f' backbone {ids}; it ends texts with {vocabulary.eos_id}, the backbone'
+        f' with {self._config.eos_id}.'
+      )
+    return vocabulary
 
   def _choose(self, tasks: Tasks | None, rows: int) -> TaskRows:
     return task_choice.choose_tasks(tasks, rows, self.loaded.model, self._table)
@@ -323,14 +387,53 @@ class Model:
 def load(
   path: epath.PathLike,
   adapter: epath.PathLike | None = None,
-  dtype: Literal['float32', 'bfloat16'] | None = None,
+  dtype: Dtype | None = None,
   *,
+  vocabulary: Vocabulary | epath.PathLike | None = None,
+  tasks: Sequence[str] | None = None,
+  config: T5Config | None = None,
   step: int | None = None,
   mesh: partitioning.Mesh | None = None,
+  allow_pickle: bool = False,
 ) -> Model:
-  """Reads a model."""
-  del adapter
-  return Model(loading.read_run(path, step=step, dtype=dtype, mesh=mesh))
+  """Reads a model, whoever saved it; the format is told from the files.
+
+  Args:
+    path: a run folder; or a backbone: a folder of `backbones.save_backbone` or
+      of transformers, or a T5X checkpoint. With `adapter`, a run folder's own
+      adapters are left out.
+    adapter: a native adapter folder, a PEFT folder (POLY or LORA) or an mttl
+      checkpoint, for this backbone.
+    dtype: of the backbone's parameters and of what is computed; by default the
+      parameters are float32, and the folder says what is computed in.
+    vocabulary: an object, a SentencePiece model, a folder that has one, or
+      'bytes'; needed for texts where there is none beside the backbone.
+    tasks: the tasks' names in the order of their ids, where the adapter's file
+      has none.
+    config: the backbone expected; needed for T5X checkpoints of a T5 that is
+      not of the published kind, since they hold arrays alone.
+    step: of which checkpoint of a run; the last one by default.
+    mesh: where to put the parameters; one device by default.
+    allow_pickle: whether a file may be unpickled (`pytorch_model.bin`, mttl's),
+      which runs a restricted unpickler over it.
+
+  Raises:
+    UserError: there is nothing, or nothing that is read; an adapter is for
+      another backbone, or alone; something is missing, extra or misshapen.
+  """
+  return Model(
+    loading.read_model(
+      path,
+      adapter,
+      dtype=dtype,
+      vocabulary=vocabulary,
+      tasks=tasks,
+      config=config,
+      step=step,
+      mesh=mesh,
+      allow_pickle=allow_pickle,
+    )
+  )
 
 
 def _lengths(

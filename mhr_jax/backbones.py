@@ -95,7 +95,7 @@ def check_backbone(path: epath.PathLike, config: T5Config) -> None:
   saved = read_config(path)
   if native is None and _kind(path) == 't5x':
     saved = _fill_in(saved, config)
-  check_same_config(saved, config, where=str(path))
+  check_same_config(saved, config, where=f'{path} is')
 
 
 def load_backbone(
@@ -131,7 +131,7 @@ def load_backbone(
   target = run_folder.restore_target(
     RoutedT5(config=config), ('backbone',), mesh=mesh, backbone_dtype=dtype
   )['backbone']
-  return _place(
+  return place(
     _read_foreign(path, config, dtype, allow_pickle=allow_pickle), target
   )
 
@@ -142,19 +142,27 @@ def check_same_config(saved: T5Config, config: T5Config, *, where: str) -> None:
   Args:
     saved: of what was found.
     config: what is wanted.
-    where: what was found, for the message.
+    where: what was found: how the message begins.
 
   Raises:
     UserError: they differ; the message has the fields and both values.
   """
-  a, b = dataclasses.asdict(saved), dataclasses.asdict(config)
   changed = [
-    f'{key} is {a[key]}, wanted {b[key]}'
-    for key in b
-    if a[key] != b[key] and key not in run_folder.FREE_FIELDS
+    f'{name} is {getattr(saved, name)}, wanted {getattr(config, name)}'
+    for name in differences(saved, config)
   ]
   if changed:
-    raise UserError(f'{where} is another backbone: {"; ".join(changed)}.')
+    raise UserError(f'{where} another backbone: {"; ".join(changed)}.')
+
+
+def differences(a: T5Config, b: T5Config) -> list[str]:
+  """Returns the fields in which two configs compute something else."""
+  return [
+    field.name
+    for field in dataclasses.fields(T5Config)
+    if field.name not in run_folder.FREE_FIELDS
+    and getattr(a, field.name) != getattr(b, field.name)
+  ]
 
 
 def _load_native(
@@ -166,7 +174,7 @@ def _load_native(
   dtype: str,
 ) -> Any:
   if saved is not None:
-    check_same_config(saved, config, where=str(folder))
+    check_same_config(saved, config, where=f'{folder} is')
   scanned = config.scan_layers if saved is None else saved.scan_layers
   layout = dataclasses.replace(config, scan_layers=scanned)
   model = RoutedT5(config=layout)
@@ -233,9 +241,19 @@ def _fill_in(inferred: T5Config, config: T5Config) -> T5Config:
   return dataclasses.replace(inferred, **known)
 
 
-def _place(tree: Any, target: Any) -> Any:
-  """Moves host arrays where `target` says, one by one: no second copy."""
-  checkpoints.check_tree(tree, target, where='The backbone')
+def place(tree: Any, target: Any) -> Any:
+  """Moves arrays of the host where they are to be, one by one.
+
+  A caller that keeps no reference to them needs no room for two copies.
+
+  Args:
+    tree: the arrays.
+    target: of `run_folder.restore_target`.
+
+  Raises:
+    UserError: a leaf is missing, extra or of another shape.
+  """
+  checkpoints.check_tree(tree, target, where='What was read')
   leaves, structure = jax.tree.flatten(tree)
   places = [leaf.sharding for leaf in jax.tree.leaves(target)]
   del tree

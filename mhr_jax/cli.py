@@ -109,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
 
   _add_data_commands(add)
   _add_run_commands(add)
+  _add_conversion_commands(add)
   return parser
 
 
@@ -174,8 +175,9 @@ def _add_run_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
   predict = add(
     'predict', _run_predict, 'write a text for each line', gin=False
   )
-  predict.add_argument('run_dir', metavar='RUN')
-  predict.add_argument('--task', help="a task of the run, or 'average'")
+  predict.add_argument('path', metavar='RUN', help='or a backbone')
+  predict.add_argument('--adapter', help='to put on a backbone')
+  predict.add_argument('--task', help="a name, an id, or 'average'")
   predict.add_argument(
     '--input', metavar='FILE', help='one text a line; default: standard input'
   )
@@ -187,6 +189,42 @@ def _add_run_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
   show = add('show', _run_show, 'print the resolved configuration', gin=True)
   show.add_argument('files', nargs='*', metavar='FILE.gin')
   add('study', _run_study, 'compare methods: train, adapt, report', gin=True)
+
+
+def _add_conversion_commands(
+  add: Callable[..., argparse.ArgumentParser],
+) -> None:
+  convert = add(
+    'convert',
+    _run_conversion,
+    'write a run, a backbone or an adapter in another format',
+    gin=False,
+  )
+  convert.add_argument('source', metavar='SOURCE', help='its format is found')
+  convert.add_argument('target', metavar='TARGET', help='a new folder')
+  convert.add_argument('--to', dest='format', required=True, metavar='FORMAT')
+  convert.add_argument('--adapter', help='to put on the backbone at SOURCE')
+  convert.add_argument('--vocabulary', help='a model file, a folder, or bytes')
+  convert.add_argument(
+    '--tasks', metavar='FILE', help='names for the tasks, one a line'
+  )
+  convert.add_argument(
+    '--allow_pickle', action='store_true', help='read files that are pickles'
+  )
+  export = add(
+    'export', _run_conversion, 'convert, for a run of ours', gin=False
+  )
+  export.add_argument('source', metavar='RUN')
+  export.add_argument('target', metavar='TARGET', help='a new folder')
+  export.add_argument('--format', required=True)
+  for command, is_export in ((convert, False), (export, True)):
+    command.set_defaults(is_export=is_export)
+    command.add_argument('--task', help="a name, an id, or 'average'")
+    command.add_argument('--dtype', help='float32 or bfloat16, of a backbone')
+    command.add_argument('--base_model', help="the backbone's name, for PEFT")
+    command.epilog = (
+      'formats: native, peft-poly, peft-lora, hf (transformers), t5x, stablehlo'
+    )
 
 
 def _configure(options: argparse.Namespace, files: Sequence[str] = ()) -> Any:
@@ -300,25 +338,46 @@ def _run_evaluate(options: argparse.Namespace) -> None:
   print(commands.score_table(_configure(options).call(commands.evaluate)))
 
 
+def _read_lines(path: str) -> list[str]:
+  try:
+    return pathlib.Path(path).read_text(encoding='utf-8').splitlines()
+  except OSError as error:
+    raise UserError(f'{path}: {error.strerror}.') from error
+
+
 def _run_predict(options: argparse.Namespace) -> None:
   from mhr_jax import commands
   from mhr_jax.t5.decoding import DecodingSettings
 
   if options.input:
-    try:
-      with open(options.input, encoding='utf-8') as file:
-        texts = file.read().splitlines()
-    except OSError as error:
-      raise UserError(f'{options.input}: {error.strerror}.') from error
+    texts = _read_lines(options.input)
   else:
     texts = sys.stdin.read().splitlines()
   decoding = DecodingSettings(
     max_new_tokens=options.max_new_tokens, num_beams=options.num_beams
   )
   for text in commands.predict(
-    options.run_dir, texts, task=options.task, decoding=decoding
+    options.path,
+    texts,
+    adapter=options.adapter,
+    task=options.task,
+    decoding=decoding,
   ):
     print(text)
+
+
+def _run_conversion(options: argparse.Namespace) -> None:
+  from mhr_jax import conversion
+
+  given = vars(options)
+  names = ('adapter', 'task', 'dtype', 'base_model', 'vocabulary')
+  settings = {name: given[name] for name in names if given.get(name)}
+  if given.get('tasks'):
+    settings['tasks'] = _read_lines(options.tasks)
+  if given.get('allow_pickle'):
+    settings['allow_pickle'] = True
+  call = conversion.export if options.is_export else conversion.convert
+  call(options.source, options.target, options.format, **settings)
 
 
 def _run_report(options: argparse.Namespace) -> None:

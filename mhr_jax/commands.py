@@ -5,22 +5,22 @@ Plain functions over a run folder; gin configures them (`configs/runs/`), and
 """
 
 from collections.abc import Sequence
+import dataclasses
 import statistics
 from typing import Any
 
 from etils import epath
-import jax
-import jax.numpy as jnp
-import numpy as np
 
 from mhr_jax import (
   adaptation,
+  api,
   evaluation,
   few_shot,
   methods,
   partitioning,
   run_files,
   run_folder,
+  task_choice,
 )
 from mhr_jax.adaptation import AdaptationSettings, Adapted
 from mhr_jax.aggregation import over_seeds_and_tasks
@@ -179,54 +179,37 @@ def summarise(
 
 
 def predict(
-  run_dir: str,
+  path: str,
   texts: Sequence[str],
   *,
+  adapter: str | None = None,
   task: str | None = None,
   decoding: DecodingSettings,
   input_length: int | None = None,
   step: int | None = None,
 ) -> list[str]:
-  """Returns what a run writes for each text.
+  """Returns what a model writes for each text.
 
   Args:
-    run_dir: the run.
+    path: a run, or a backbone; see `api.load`.
     texts: the inputs.
-    task: whose adapter to use: a name or an id of the run's tasks, or
-      'average'; not needed where the run does not route.
+    adapter: to put on the backbone.
+    task: whose adapter to use: a name or an id of the tasks, or 'average'; not
+      needed where the model does not route.
     decoding: how texts are written.
     input_length: where to cut; as long as the longest text by default.
-    step: of which checkpoint; the last one by default.
+    step: of which checkpoint of a run; the last one by default.
 
   Raises:
-    UserError: the run routes and the task is not one of its tasks.
+    UserError: the model routes and the task is not one of its tasks.
   """
-  if not texts:
-    return []
-  run = _load(run_dir, step)
-  vocabulary = _vocabulary(run, run_dir)
-  routed = _routes(run) and task != 'average'
-  task_id = _task_id(run, task) if routed else 0
-  ids = [vocabulary.encode(text) for text in texts]
-  width = input_length or max(map(len, ids)) + 1
-  tokens = np.zeros((len(ids), width), np.int32)
-  for row, found in zip(tokens, ids, strict=True):
-    found = [*found[: width - 1], run.model.config.eos_id]
-    row[: len(found)] = found
-  model, params = run.model, run.params
-  if not routed:
-    model, params = evaluation.average_model(model, params)
-  batch = {
-    'encoder_input_tokens': jnp.asarray(tokens),
-    'task_ids': jnp.full(len(ids), task_id, jnp.int32),
-  }
-  generate = jax.jit(
-    lambda *given: model.generate(given[0], given[1], decoding)
+  model = api.load(path, adapter, step=step, mesh=partitioning.make_mesh())
+  return model.generate(
+    texts,
+    task_choice.parse_task(task, model.tasks),
+    input_length=input_length,
+    **dataclasses.asdict(decoding),
   )
-  written = generate(params, batch)
-  return [
-    vocabulary.decode(row).strip() for row in np.asarray(written).tolist()
-  ]
 
 
 def score_table(scores: Scores) -> str:
@@ -303,21 +286,6 @@ def _known_tasks(
       ' (runs/few_shot.gin).'
     )
   return table
-
-
-def _task_id(run: run_folder.Run, task: str | None) -> int:
-  table = run.task_table
-  if table is None:
-    raise UserError('The run has no table of tasks.')
-  if task is None:
-    if len(table) == 1:
-      return 0
-    raise UserError(
-      f'Which task? The run knows {len(table)}:'
-      f' {", ".join(table.names[:8])}{", …" if len(table) > 8 else ""}; or'
-      " 'average'."
-    )
-  return table.id_of(int(task) if task.isdigit() else task)
 
 
 def _few_shot_folder(run_dir: str, method: str) -> epath.Path:

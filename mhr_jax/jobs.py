@@ -156,6 +156,8 @@ def build_job(
   """
   row = methods.get_method(method)
   _check_start(row, backbone_from, start_from)
+  if backbone_from is not None:
+    backbones.check_backbone(backbone_from, backbone)
   found = data.resolve()
   tasks = records.open_tasks(data.data_dir, found.tasks)
   vocabulary = tasks[0].vocabulary

@@ -1,11 +1,23 @@
-"""Reading a model from whatever holds one: a run, or a backbone with adapters."""
+"""Reading a model from whatever holds one: a run, or a backbone with adapters.
 
+The format is told from the files (`convert.formats`); every reader is strict.
+"""
+
+from collections.abc import Mapping, Sequence
 import dataclasses
+from typing import Any
 
 from etils import epath
+import jax
 
-from mhr_jax import partitioning, run_folder
+from mhr_jax import adapter_folder, backbones, partitioning, run_folder
+from mhr_jax import vocabulary as vocabulary_lib
+from mhr_jax.adapter_folder import AdapterBundle
+from mhr_jax.convert import formats, peft
+from mhr_jax.errors import UserError
 from mhr_jax.model import Params, RoutedT5
+from mhr_jax.t5 import config as config_lib
+from mhr_jax.t5.config import T5Config
 from mhr_jax.task_table import TaskTable
 from mhr_jax.vocabulary import Vocabulary
 
@@ -19,31 +31,222 @@ class LoadedModel:
     params: all parameters.
     task_table: which id is which task, where that is known.
     vocabulary: None where there is none with the model.
-    source: where it was read from.
+    source: where it was read from, for messages.
+    step: of a run's checkpoint; 0 for what is no run.
   """
 
   model: RoutedT5
   params: Params
   task_table: TaskTable | None = None
   vocabulary: Vocabulary | None = None
-  source: str = ''
+  source: str = 'The model'
+  step: int = 0
+
+  @property
+  def bundle(self) -> AdapterBundle:
+    """The adapters alone.
+
+    Raises:
+      UserError: there are none.
+    """
+    if self.model.adapters is None:
+      raise UserError(f'{self.source} has no adapters, only a backbone.')
+    params = {k: v for k, v in self.params.items() if k != 'backbone'}
+    return AdapterBundle(
+      self.model.adapters, params, self.task_table, self.model.config
+    )
 
 
-def read_run(
+def read_model(
   path: epath.PathLike,
+  adapter: epath.PathLike | None = None,
   *,
+  dtype: config_lib.Dtype | None = None,
+  vocabulary: Vocabulary | epath.PathLike | None = None,
+  tasks: Sequence[str] | None = None,
+  config: T5Config | None = None,
   step: int | None = None,
-  dtype: str | None = None,
   mesh: partitioning.Mesh | None = None,
+  allow_pickle: bool = False,
 ) -> LoadedModel:
-  """Reads a run folder.
+  """Reads a model; see `api.load`, whose arguments these are."""
+  if dtype is not None:
+    config_lib.check_dtype(dtype)
+  kind = formats.recognise(path)
+  if formats.FORMATS[kind].holds == 'adapter':
+    raise UserError(
+      f'{path} is {formats.FORMATS[kind].name} alone. Say which backbone it is'
+      f' for: mhr_jax.load(BACKBONE, adapter={str(path)!r}).'
+    )
+  if kind == 'run' and adapter is None:
+    if config is not None:
+      raise UserError(f'{path} is a run folder, which has a config already.')
+    found = _read_run(path, step, dtype=dtype, mesh=mesh)
+    table = _name_tasks(found.model, found.task_table, tasks, found.source)
+    found = dataclasses.replace(found, task_table=table)
+  else:
+    found = _read_parts(
+      path,
+      adapter,
+      dtype=dtype,
+      tasks=tasks,
+      config=config,
+      mesh=mesh,
+      allow_pickle=allow_pickle,
+    )
+  if vocabulary is None:
+    return found
+  return dataclasses.replace(found, vocabulary=_find_vocabulary(vocabulary))
+
+
+def read_bundle(
+  path: epath.PathLike,
+  backbone: T5Config | None,
+  *,
+  tasks: Sequence[str] | None = None,
+  allow_pickle: bool = False,
+) -> AdapterBundle:
+  """Reads adapters alone.
+
+  Args:
+    path: a native adapter folder, a PEFT folder or an mttl checkpoint.
+    backbone: that they are for; only a native folder knows it by itself.
+    tasks: names in the order of the ids, where the file has none.
+    allow_pickle: whether a pickle may be read.
 
   Raises:
-    UserError: it is none, or not whole.
+    UserError: there are no adapters, or they are for another backbone.
   """
+  kind = formats.recognise(path)
+  if kind == 'adapter':
+    bundle = adapter_folder.load_adapter(path)
+    if backbone is not None:
+      backbones.check_same_config(
+        bundle.backbone, backbone, where=f'{path} was trained on'
+      )
+  elif formats.FORMATS[kind].holds != 'adapter':
+    raise UserError(
+      f'{path} is {formats.FORMATS[kind].name}, no adapter. Load it by itself:'
+      f' mhr_jax.load({str(path)!r}).'
+    )
+  elif backbone is None:
+    raise UserError(
+      f'{path} is {formats.FORMATS[kind].name}, which does not say which'
+      ' backbone it is for: name it, too.'
+    )
+  elif kind == 'peft':
+    bundle = peft.read_adapter(path, backbone, allow_pickle=allow_pickle)
+  else:
+    from mhr_jax.convert import mttl
+
+    bundle = mttl.read_adapter(path, backbone, allow_pickle=allow_pickle)
+  table = _name_tasks(bundle.model, bundle.task_table, tasks, str(path))
+  return dataclasses.replace(bundle, task_table=table)
+
+
+def count_parameters(params: Mapping[str, Any]) -> dict[str, int]:
+  """Returns how many parameters each part has, by label."""
+  return {
+    label: sum(leaf.size for leaf in jax.tree.leaves(tree))
+    for label, tree in params.items()
+  }
+
+
+def _read_run(
+  path: epath.PathLike,
+  step: int | None,
+  *,
+  dtype: config_lib.Dtype | None,
+  mesh: partitioning.Mesh | None,
+) -> LoadedModel:
   run = run_folder.load_run(
     path, step, mesh=mesh, backbone_dtype=dtype or 'float32'
   )
+  model, params = run.model, dict(run.params)
+  if dtype is not None:
+    config = dataclasses.replace(model.config, dtype=dtype)
+    model = dataclasses.replace(model, config=config)
+    # A backbone that trained is saved with what trains, in float32.
+    params['backbone'] = jax.tree.map(
+      lambda x: x.astype(dtype), params['backbone']
+    )
   return LoadedModel(
-    run.model, run.params, run.task_table, run.vocabulary, str(path)
+    model, params, run.task_table, run.vocabulary, str(path), run.step
   )
+
+
+def _read_parts(
+  path: epath.PathLike,
+  adapter: epath.PathLike | None,
+  *,
+  dtype: config_lib.Dtype | None,
+  tasks: Sequence[str] | None,
+  config: T5Config | None,
+  mesh: partitioning.Mesh | None,
+  allow_pickle: bool,
+) -> LoadedModel:
+  """Reads a backbone, and adapters where some are named."""
+  config = config or backbones.read_config(path)
+  if dtype is not None:
+    config = dataclasses.replace(config, dtype=dtype)
+  bundle, source = None, str(path)
+  if adapter is not None:  # It is small, and may not fit: before the backbone.
+    bundle = read_bundle(
+      adapter, config, tasks=tasks, allow_pickle=allow_pickle
+    )
+    source = f'{path} with {adapter}'
+  elif tasks is not None:
+    raise UserError(f'{path} has no adapters, so no tasks to name.')
+  added = None if bundle is None else bundle.config
+  model = RoutedT5(config, added)
+  backbone = backbones.load_backbone(
+    path,
+    config,
+    mesh=mesh,
+    dtype=dtype or 'float32',
+    allow_pickle=allow_pickle,
+  )
+  params: dict[str, Any] = {'backbone': backbone}
+  vocabulary = backbones.read_vocabulary(path)
+  if bundle is None:
+    return LoadedModel(model, params, None, vocabulary, source)
+  target = run_folder.restore_target(
+    model, tuple(bundle.params), mesh=mesh, backbone_dtype='float32'
+  )
+  params |= backbones.place(dict(bundle.params), target)
+  return LoadedModel(model, params, bundle.task_table, vocabulary, source)
+
+
+def _name_tasks(
+  model: RoutedT5,
+  table: TaskTable | None,
+  tasks: Sequence[str] | None,
+  source: str,
+) -> TaskTable | None:
+  """Returns the table of tasks, with the names given where it has none."""
+  if tasks is None:
+    return table
+  named = TaskTable(tuple(tasks))
+  if table is not None and table != named:
+    raise UserError(
+      f'{source} has names for its tasks: {", ".join(table.names[:4])}, ….'
+      ' Leave tasks out.'
+    )
+  if model.adapters is None or len(named) != model.adapters.n_tasks:
+    known = 0 if model.adapters is None else model.adapters.n_tasks
+    raise UserError(
+      f'{source} has {known} tasks; {len(named)} names are given.'
+    )
+  return named
+
+
+def _find_vocabulary(vocabulary: Vocabulary | epath.PathLike) -> Vocabulary:
+  """Returns a vocabulary: an object, a model file, 'bytes', or in a folder."""
+  if isinstance(vocabulary, Vocabulary) or vocabulary == 'bytes':
+    return vocabulary_lib.load_vocabulary(vocabulary)
+  if epath.Path(vocabulary).is_dir():
+    found = backbones.read_vocabulary(vocabulary)
+    if found is None:
+      raise UserError(f'{vocabulary} has no vocabulary in it.')
+    return found
+  return vocabulary_lib.load_vocabulary(vocabulary)

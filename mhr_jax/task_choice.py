@@ -95,6 +95,17 @@ def choose_one_task(
   return 0 if chosen is None else int(chosen[0])
 
 
+def parse_task(text: str | None, names: Sequence[str]) -> str | int | None:
+  """Returns a task given on a command line: a name, or an id in digits.
+
+  >>> parse_task('1', ['add', 'copy'])
+  1
+  """
+  if text is None or text in names or not text.isdigit():
+    return text
+  return int(text)
+
+
 def rows_of(tasks: TaskRows, piece: slice, n_rows: int) -> TaskRows:
   """Returns the task ids of some rows, as many as `n_rows`; 0 beyond them."""
   if not isinstance(tasks, np.ndarray):

@@ -112,8 +112,8 @@ def train(
     adapters: makes the `AdapterConfig` when called with `n_tasks`; such as
       `functools.partial(AdapterConfig, rank=4)`.
     optimizer: how parameters move.
-    backbone_from: a run folder or a folder of `backbones.save_backbone`; None
-      draws a backbone.
+    backbone_from: a run folder, a folder of `backbones.save_backbone` or of
+      transformers, or a T5X checkpoint; None draws a backbone.
     start_from: a run on the same tasks to go on from, with all its parameters;
       for -mu methods, with its averaged adapter.
     heldback: evaluation on held-back examples, every `settings.eval_every`.

@@ -7,7 +7,11 @@ import sys
 import gin
 import pytest
 
-from mhr_jax import cli
+import mhr_jax
+from mhr_jax import backbones, cli
+from mhr_jax.api import Model
+from mhr_jax.loading import LoadedModel
+import toy_text
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +35,10 @@ def _clean_gin():
       ['show', 'runs/evaluate.gin', '--gin.evaluate.splt="a"'],
       "Did you mean 'split'",
     ),
-    (['predict', '/nowhere'], '/nowhere is not a run folder'),
+    (['predict', '/nowhere'], 'There is nothing at /nowhere'),
+    (['convert', '/nowhere', '/new', '--to=hf'], 'nothing at /nowhere'),
+    (['convert', '/nowhere', '/new'], 'are required: --to'),
+    (['export', '/', '/new', '--format=hf'], '/ is of no format that is read'),
     (['report', '/nowhere'], 'There is no folder /nowhere'),
     (['tasks', '--data_dir=/nowhere'], 'Nothing is prepared in /nowhere'),
     (['prepare'], 'Which tasks?'),
@@ -84,6 +91,99 @@ def test_tasks_lists_and_shows_what_is_prepared(tmp_path, write_task, capsys):
   printed = capsys.readouterr().out
   assert repr(written.inputs_pretokenized) in printed
   assert f'[{" ".join(map(str, written.inputs))}]' in printed
+
+
+@pytest.fixture(scope='module')
+def folders(tmp_path_factory):
+  """A native backbone, and adapters for it."""
+  root = tmp_path_factory.mktemp('cli')
+  model = toy_text.make_model()
+  params = toy_text.make_params(model)
+  backbones.save_backbone(
+    root / 'b',
+    params['backbone'],
+    toy_text.CONFIG,
+    vocabulary=toy_text.VOCABULARY,
+  )
+  Model(LoadedModel(model, params, toy_text.TASKS)).save(root / 'a')
+  return root
+
+
+def test_convert_says_what_it_does_step_by_step(folders, tmp_path, capsys):
+  backbone, adapter, new = folders / 'b', folders / 'a', tmp_path / 'new'
+  argv = ['convert', backbone, new, f'--adapter={adapter}', '--to=hf']
+  assert cli.main([*map(str, argv), '--task=1', '--dtype=bfloat16']) == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert lines[:2] == [
+    f'reading {backbone}: a native backbone folder',
+    f'reading {adapter}: a native adapter',
+  ]
+  assert lines[2] == (
+    '  parameters: 13,024 in backbone, 576 in adapters, 54 in routers; 3 tasks;'
+    ' ByteVocabulary(extra_ids=0)'
+  )
+  whole = mhr_jax.load(backbone, adapter=adapter)
+  assert lines[3] == f'  logits: {whole.logits_checksum("first")}'
+  assert lines[4] == f'writing {new}: hf'
+  assert lines[5].endswith('the adapter of first fused into it')
+  assert lines[6].startswith('  fusing changed the logits by ')
+  kernel = mhr_jax.load(new).loaded.params['backbone']['token_embedder']
+  assert (kernel['embedding'] == kernel['embedding'].astype('bfloat16')).all()
+  assert (new / 'tokenizer_config.json').exists()
+
+
+def test_adapters_are_converted_without_their_backbone(
+  folders, tmp_path, capsys
+):
+  adapter, names = folders / 'a', tmp_path / 'names.txt'
+  argv = ['convert', adapter, tmp_path / 'p', '--to=peft-poly']
+  assert cli.main([*map(str, argv)]) == 0
+  assert 'logits' not in capsys.readouterr().out
+  (tmp_path / 'p' / 'tasks.json').unlink()
+  names.write_text('x\ny\nz\n')
+  argv = ['convert', folders / 'b', tmp_path / 'n', '--to=native']
+  argv += [f'--adapter={tmp_path / "p"}', f'--tasks={names}']
+  assert cli.main([*map(str, argv)]) == 0
+  assert mhr_jax.load(folders / 'b', tmp_path / 'n').tasks == ('x', 'y', 'z')
+
+
+@pytest.mark.parametrize(
+  'argv, message',
+  [
+    (['a', 'new', '--to=hf'], 'convert BACKBONE'),
+    (['a', 'new', '--to=native', '--adapter=a'], 'no backbone to put'),
+    (['b', 'new', '--to=peft-lora', '--adapter=a'], 'Which task? The model kn'),
+    (['b', 'new', '--to=peft-lora'], 'there are none to write'),
+    (['b', 'a', '--to=native'], 'holds a native adapter already'),
+    (['b', 'new', '--to=tf'], "There is no format 'tf'"),
+    (['b', 'new', '--to=hf', '--dtype=float16'], 'float16'),
+    (['b', 'new', '--to=hf', '--tasks=none.txt'], 'none.txt: No such file'),
+  ],
+)
+def test_conversions_that_cannot_be_are_said_in_short(
+  folders, argv, message, capsys, monkeypatch
+):
+  monkeypatch.chdir(folders)
+  assert cli.main(['convert', *argv]) == 2
+  printed = capsys.readouterr().err
+  assert message in printed and len(printed.splitlines()) <= 5
+  assert not (folders / 'new').exists()
+
+
+def test_export_is_for_runs(folders, capsys):
+  argv = ['export', str(folders / 'b'), str(folders / 'new'), '--format=t5x']
+  assert cli.main(argv) == 2
+  assert f'mhr-jax convert {folders / "b"}' in capsys.readouterr().err
+
+
+def test_predict_takes_a_backbone_with_an_adapter(folders, capsys, monkeypatch):
+  monkeypatch.setattr('sys.stdin', io.StringIO('abc\nb\n'))
+  argv = ['predict', str(folders / 'b'), f'--adapter={folders / "a"}']
+  assert cli.main([*argv, '--task=upper', '--max_new_tokens=6']) == 0
+  expected = mhr_jax.load(folders / 'b', folders / 'a').generate(
+    ['abc', 'b'], 'upper', max_new_tokens=6
+  )
+  assert capsys.readouterr().out.splitlines() == expected
 
 
 def test_help_is_short_fast_and_ends_with_three_commands():

@@ -61,3 +61,27 @@ def test_imports_are_light():
   loaded = _loaded_after('from mhr_jax import *')
   assert 'jax' in loaded
   assert not heavy & loaded
+
+
+def test_a_model_is_loaded_and_written_without_heavy_libraries(tmp_path):
+  heavy = ('tensorflow', 'seqio', 'torch', 'transformers', 'peft', 'matplotlib')
+  code = f"""
+import os, sys
+os.environ['JAX_PLATFORMS'] = 'cpu'
+sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r})
+import mhr_jax, toy_text
+from mhr_jax.loading import LoadedModel
+model = toy_text.make_model()
+model = mhr_jax.Model(LoadedModel(model, toy_text.make_params(model)))
+model.save({str(tmp_path / 'hf')!r}, 'hf', 0)
+model.save({str(tmp_path / 't5x')!r}, 't5x', 1)
+model.save({str(tmp_path / 'peft')!r}, 'peft-poly')
+mhr_jax.load({str(tmp_path / 't5x')!r}, config=toy_text.CONFIG)
+found = mhr_jax.load({str(tmp_path / 'hf')!r}, {str(tmp_path / 'peft')!r})
+print(found.logits([[5, 6, 1]], [[0, 7]], task_ids=2).shape)
+print([name for name in {heavy!r} if name in sys.modules])
+"""
+  done = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True, check=False
+  )
+  assert done.stdout.split('\n') == ['(1, 2, 259)', '[]', ''], done.stderr
