@@ -1,7 +1,9 @@
 """`python -m mhr_jax.t5x --gin_file=… --run_mode=train|eval|infer`.
 
 Runs T5X's own main, unchanged, as the program: gin files that say
-`import __main__ as train_script` find what they expect. The flags are T5X's.
+`import __main__ as train_script` find what they expect. The flags are T5X's,
+and `--distributed[=ADDRESS,COUNT,INDEX]` as of `mhr-jax train`: T5X's main
+joins no processes by itself.
 """
 
 import os
@@ -9,8 +11,11 @@ import pathlib
 import runpy
 import sys
 
+from mhr_jax import cli
 from mhr_jax.errors import UserError
 from mhr_jax.t5x import installation
+
+_DISTRIBUTED = '--distributed'
 
 
 def main() -> int:
@@ -18,6 +23,7 @@ def main() -> int:
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   try:
     installation.prepare_imports()
+    _join_processes()
   except UserError as error:
     print(f'mhr_jax.t5x: {error}', file=sys.stderr)
     return 2
@@ -30,6 +36,15 @@ def main() -> int:
   sys.argv[0] = 'mhr_jax.t5x'
   runpy.run_module('t5x.main', run_name='__main__', alter_sys=True)
   return 0
+
+
+def _join_processes() -> None:
+  """Takes our flag out of T5X's, and does what it says."""
+  for argument in sys.argv[1:]:
+    name, _, where = argument.partition('=')
+    if name == _DISTRIBUTED:
+      sys.argv.remove(argument)
+      cli.join_processes(where)
 
 
 if __name__ == '__main__':
