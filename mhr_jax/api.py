@@ -395,6 +395,7 @@ def load(
   step: int | None = None,
   mesh: partitioning.Mesh | None = None,
   allow_pickle: bool = False,
+  on_message: loading.OnMessage | None = None,
 ) -> Model:
   """Reads a model, whoever saved it; the format is told from the files.
 
@@ -416,6 +417,8 @@ def load(
     mesh: where to put the parameters; one device by default.
     allow_pickle: whether a file may be unpickled (`pytorch_model.bin`, mttl's),
       which runs a restricted unpickler over it.
+    on_message: called with sentences about what files do not say and was
+      assumed.
 
   Raises:
     UserError: there is nothing, or nothing that is read; an adapter is for
@@ -432,6 +435,7 @@ def load(
       step=step,
       mesh=mesh,
       allow_pickle=allow_pickle,
+      on_message=on_message,
     )
   )
 

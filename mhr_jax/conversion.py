@@ -19,7 +19,7 @@ from mhr_jax.t5.config import Dtype
 Say = Callable[[str], Any]
 
 # Of what reads a model, what adapters alone need too.
-_FOR_ADAPTERS = ('tasks', 'allow_pickle')
+_FOR_ADAPTERS = ('tasks', 'allow_pickle', 'on_message')
 
 
 def convert(
@@ -65,6 +65,7 @@ def convert(
     say(
       f'reading {adapter}: {formats.FORMATS[formats.recognise(adapter)].name}'
     )
+  reading['on_message'] = lambda sentence: say(f'  {sentence}')
   if alone or (adapter is not None and format in saving.ADAPTER_FORMATS):
     bundle = _read_bundle(source, adapter, reading)
     say(f'  {_in_words(bundle.params)}; of the backbone, its config alone')

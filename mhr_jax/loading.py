@@ -3,7 +3,7 @@
 The format is told from the files (`convert.formats`); every reader is strict.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from typing import Any
 
@@ -13,13 +13,22 @@ import jax
 from mhr_jax import adapter_folder, backbones, partitioning, run_folder
 from mhr_jax import vocabulary as vocabulary_lib
 from mhr_jax.adapter_folder import AdapterBundle
-from mhr_jax.convert import formats, peft
+from mhr_jax.convert import formats, mttl, peft
 from mhr_jax.errors import UserError
 from mhr_jax.model import Params, RoutedT5
 from mhr_jax.t5 import config as config_lib
 from mhr_jax.t5.config import T5Config
 from mhr_jax.task_table import TaskTable
 from mhr_jax.vocabulary import Vocabulary
+
+OnMessage = Callable[[str], Any]
+
+_ASSUMED = (
+  'A T5X checkpoint holds arrays alone. Assumed: mlp_activations'
+  ' {config.mlp_activations}, relative_attention_max_distance'
+  ' {config.relative_attention_max_distance}, layer_norm_epsilon'
+  ' {config.layer_norm_epsilon}.'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +77,7 @@ def read_model(
   step: int | None = None,
   mesh: partitioning.Mesh | None = None,
   allow_pickle: bool = False,
+  on_message: OnMessage | None = None,
 ) -> LoadedModel:
   """Reads a model; see `api.load`, whose arguments these are."""
   if dtype is not None:
@@ -93,6 +103,7 @@ def read_model(
       config=config,
       mesh=mesh,
       allow_pickle=allow_pickle,
+      on_message=on_message,
     )
   if vocabulary is None:
     return found
@@ -105,6 +116,7 @@ def read_bundle(
   *,
   tasks: Sequence[str] | None = None,
   allow_pickle: bool = False,
+  on_message: OnMessage | None = None,
 ) -> AdapterBundle:
   """Reads adapters alone.
 
@@ -113,6 +125,7 @@ def read_bundle(
     backbone: that they are for; only a native folder knows it by itself.
     tasks: names in the order of the ids, where the file has none.
     allow_pickle: whether a pickle may be read.
+    on_message: called with sentences about what was assumed.
 
   Raises:
     UserError: there are no adapters, or they are for another backbone.
@@ -137,9 +150,9 @@ def read_bundle(
   elif kind == 'peft':
     bundle = peft.read_adapter(path, backbone, allow_pickle=allow_pickle)
   else:
-    from mhr_jax.convert import mttl
-
-    bundle = mttl.read_adapter(path, backbone, allow_pickle=allow_pickle)
+    bundle = mttl.read_adapter(
+      path, backbone, allow_pickle=allow_pickle, on_message=on_message
+    )
   table = _name_tasks(bundle.model, bundle.task_table, tasks, str(path))
   return dataclasses.replace(bundle, task_table=table)
 
@@ -184,15 +197,23 @@ def _read_parts(
   config: T5Config | None,
   mesh: partitioning.Mesh | None,
   allow_pickle: bool,
+  on_message: OnMessage | None,
 ) -> LoadedModel:
   """Reads a backbone, and adapters where some are named."""
-  config = config or backbones.read_config(path)
+  if config is None:
+    config = backbones.read_config(path)
+    if on_message is not None and formats.recognise(path) == 't5x':
+      on_message(_ASSUMED.format(config=config))
   if dtype is not None:
     config = dataclasses.replace(config, dtype=dtype)
   bundle, source = None, str(path)
   if adapter is not None:  # It is small, and may not fit: before the backbone.
     bundle = read_bundle(
-      adapter, config, tasks=tasks, allow_pickle=allow_pickle
+      adapter,
+      config,
+      tasks=tasks,
+      allow_pickle=allow_pickle,
+      on_message=on_message,
     )
     source = f'{path} with {adapter}'
   elif tasks is not None:

@@ -5,6 +5,7 @@ nothing at all, is an error that says what was found and what was looked for.
 """
 
 from collections.abc import Callable
+import re
 from typing import Literal, NamedTuple
 
 from etils import epath
@@ -18,7 +19,11 @@ Format = Literal['run', 'backbone', 'hf', 't5x', 'adapter', 'peft', 'mttl']
 _SHOWN = 6
 # How files of torch begin: as zip files, and in early versions as pickles.
 _TORCH_BEGINS = (b'PK\x03\x04', b'\x80')
-_MTTL_FILES = ('*.ckpt', '*.pt', '*.pth')
+_MTTL_FILES = ('*.ckpt', '*.pt', '*.pth', '*.safetensors')
+# Parts of the other formats: where one lies, something beside it is missing.
+_PARTS = re.compile(
+  r'((adapter_)?model|adapter)\b.*\.safetensors|.*\.(bin|npz)'
+)
 
 
 class Description(NamedTuple):
@@ -51,7 +56,7 @@ FORMATS: dict[Format, Description] = {
   ),
   'hf': Description('a transformers folder', hf_t5.CONFIG_FILE, 'backbone'),
   'mttl': Description(
-    'an mttl checkpoint', 'a file that torch saved', 'adapter'
+    'an mttl checkpoint', 'its file, or a folder of one', 'adapter'
   ),
 }
 """Every format that is read, in the order in which it is looked for."""
@@ -82,10 +87,13 @@ def _has(file: str) -> Callable[[epath.Path], bool]:
 
 def _is_mttl(path: epath.Path) -> bool:
   if path.is_dir():
-    return any(any(path.glob(pattern)) for pattern in _MTTL_FILES)
+    files = (file for pattern in _MTTL_FILES for file in path.glob(pattern))
+    return any(not _PARTS.fullmatch(file.name) for file in files)
+  if _PARTS.fullmatch(path.name):
+    return False
   with path.open('rb') as file:
     begin = file.read(4)
-  return begin.startswith(_TORCH_BEGINS) and path.suffix not in ('.npz', '.bin')
+  return path.suffix == '.safetensors' or begin.startswith(_TORCH_BEGINS)
 
 
 _TESTS: dict[Format, Callable[[epath.Path], bool]] = {

@@ -17,6 +17,7 @@ from mhr_jax.errors import UserError
     ('adapter_config.json', 'peft'),
     ('config.json', 'hf'),
     ('best.ckpt', 'mttl'),
+    ('state.safetensors', 'mttl'),
   ],
 )
 def test_a_folder_is_told_by_a_file(tmp_path, file, expected):
@@ -38,6 +39,24 @@ def test_a_file_of_torch_is_an_mttl_checkpoint(tmp_path):
   (tmp_path / 'notes.txt').write_text('text')
   with pytest.raises(UserError, match='is a file of no format'):
     formats.recognise(tmp_path / 'notes.txt')
+
+
+@pytest.mark.parametrize(
+  'file',
+  [
+    'model.safetensors',
+    'model-00001-of-00002.safetensors',
+    'adapter_model.safetensors',
+    'pytorch_model.bin',
+    'arrays.npz',
+  ],
+)
+def test_weights_without_what_belongs_to_them_are_unknown(tmp_path, file):
+  (tmp_path / file).write_bytes(b'PK\x03\x04')
+  with pytest.raises(UserError, match=f'it holds {file}'):
+    formats.recognise(tmp_path)
+  with pytest.raises(UserError, match='name the folder that it lies in'):
+    formats.recognise(tmp_path / file)
 
 
 @pytest.mark.parametrize('form', ['unrolled', 'scanned'])
