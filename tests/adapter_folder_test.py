@@ -130,7 +130,7 @@ def test_a_truncated_file_is_named(tmp_path, kept):
   adapter_folder.save_adapter(tmp_path, random_adapters.draw_bundle())
   path = tmp_path / ARRAYS_FILE
   path.write_bytes(path.read_bytes()[:kept])
-  with pytest.raises(UserError, match=f'{ARRAYS_FILE} is not a whole'):
+  with pytest.raises(UserError, match=f'{ARRAYS_FILE} is (no safetensors|cut)'):
     adapter_folder.load_adapter(tmp_path)
 
 

@@ -1,19 +1,18 @@
 """Files of named arrays in the safetensors format, read and written whole.
 
-For adapters, which are small; a backbone is read array by array elsewhere.
+For adapters, which are small. A backbone's files are read and written array
+by array, by `safetensors_files`.
 """
 
 from collections.abc import Mapping
-import tempfile
 from typing import Any
 
 from etils import epath
 import numpy as np
-import safetensors
 import safetensors.numpy
 
 from mhr_jax import run_files
-from mhr_jax.errors import UserError
+from mhr_jax.convert import safetensors_files
 
 # transformers and PEFT read a file's arrays only where it says whose they are.
 _METADATA = {'format': 'pt'}
@@ -29,20 +28,14 @@ def read_tensors(path: epath.PathLike) -> dict[str, np.ndarray]:
     UserError: there is no such file, or it is not whole.
   """
   path = epath.Path(path)
-  if not path.exists():
-    raise UserError(f'There is no file {path}.')
-  try:
-    if not run_files.is_remote(path):
-      return safetensors.numpy.load_file(path)
-    with tempfile.NamedTemporaryFile() as copy:
-      copy.write(path.read_bytes())
-      copy.flush()
-      return safetensors.numpy.load_file(copy.name)
-  except safetensors.SafetensorError as error:
-    raise UserError(
-      f'{path} is not a whole safetensors file: {error}. It was cut short or'
-      ' altered: copy or write it again.'
-    ) from error
+  found = {
+    name: np.empty(stored.shape, stored.dtype)
+    for name, stored in safetensors_files.list_tensors(path).items()
+  }
+  file = safetensors_files.SafetensorsFiles([path])
+  for name, array in found.items():
+    file.read_into(name, array)
+  return found
 
 
 def write_tensors(path: epath.PathLike, tensors: Mapping[str, Any]) -> None:
