@@ -102,22 +102,38 @@ def _settings(config, added):
 
 def read_added(model, config, added):
   """Returns the adapters, and routers if any, of PEFT's model as ours."""
-  found = dict(model.named_parameters())
+  tensors = {
+    name: parameter.detach().numpy()
+    for name, parameter in model.named_parameters()
+    if parameter.requires_grad
+  }
+  return by_our_names(tensors, config, added)
+
+
+def by_our_names(tensors, config, added):
+  """Returns {PEFT's name: array} as our trees by label, with none left over.
+
+  Args:
+    tensors: of all adapters and routers: parameters, or gradients.
+    config: the backbone.
+    added: the adapters.
+  """
   linears = select_linears(added, config_lib.list_linears(config))
-  params = {}
+  params, used = {}, 0
   for label, leaves in (_LORA if is_lora(added) else _POLY).items():
     flat = {}
     for path, linear in linears.items():
       names = [hf_names.module_name(path, i) for i in range(linear.layers)]
       for ours, theirs in leaves.items():
-        layers = [found[f'{_PREFIX}{name}.{theirs}'] for name in names]
+        layers = [tensors[f'{_PREFIX}{name}.{theirs}'] for name in names]
         flat[f'{path}/{ours}'] = np.stack([_to_ours(added, x) for x in layers])
+        used += len(layers)
     params[label] = traverse_util.unflatten_dict(flat, sep='/')
+  assert used == len(tensors)
   return params
 
 
-def _to_ours(added, parameter):
-  tensor = parameter.detach().numpy()
+def _to_ours(added, tensor):
   if tensor.ndim == 4:
     return tensor
   if is_lora(added):

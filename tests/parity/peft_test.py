@@ -11,7 +11,6 @@ ones 4e-5 from float64 throughout. What it does not know to 1e-5 is held to
 import dataclasses
 from typing import Any, NamedTuple
 
-from flax import traverse_util
 import jax
 from jax import numpy as jnp
 import numpy as np
@@ -19,11 +18,11 @@ import pytest
 
 from mhr_jax import adapters, routing
 from mhr_jax.adapters import AdapterConfig
-from mhr_jax.convert import hf_names, hf_t5, peft
+from mhr_jax.convert import hf_t5, peft
 from mhr_jax.model import RoutedT5
-from mhr_jax.t5.config import list_linears
 from mhr_jax.t5.decoding import DecodingSettings
 from mhr_jax.t5.layers import Dense
+import random_peft
 
 pytestmark = pytest.mark.parity
 
@@ -52,8 +51,7 @@ def case(request, shared_dir):
     theirs = dict(arrays)
   with np.load(folder / 'grads_f64_eval_mode.npz') as arrays:
     gradients = {
-      name.removeprefix('grad64/base_model.model.'): value
-      for name, value in arrays.items()
+      name.removeprefix('grad64/'): value for name, value in arrays.items()
     }
   return Case(
     request.param,
@@ -61,7 +59,7 @@ def case(request, shared_dir):
     bundle.params | {'backbone': backbone},
     read_batch(theirs),
     theirs,
-    by_our_names(gradients, list_linears(config), bundle.config),
+    random_peft.by_our_names(gradients, config, bundle.config),
   )
 
 
@@ -75,30 +73,6 @@ def read_batch(theirs):
     'decoder_loss_weights': (labels != -100).astype(np.float32),
     'task_ids': theirs['task_ids'].astype(np.int32),
   }
-
-
-def by_our_names(tensors, linears, added):
-  """Turns {name of a tensor: gradient} into our trees, and uses up all."""
-  tensors, flat = dict(tensors), {}
-  for path, linear in linears.items():
-
-    def stacked(suffix, path=path, layers=linear.layers):
-      names = (hf_names.module_name(path, i) for i in range(layers))
-      return np.stack([tensors.pop(f'{name}.{suffix}') for name in names])
-
-    if added.has_routers:
-      flat[f'adapters/{path}/a'] = stacked('poly_lora_A.default')
-      flat[f'adapters/{path}/b'] = stacked('poly_lora_B.default')
-      logits = stacked('poly_router.default.module_logits')
-      shape = (*logits.shape[:2], added.n_splits, added.n_skills)
-      name = f'routers/{path}/{routing.LOGITS}'
-      flat[name] = logits.reshape(shape)
-    else:
-      for leaf, suffix in (('a', 'lora_A'), ('b', 'lora_B')):
-        weight = stacked(f'{suffix}.default.weight').swapaxes(1, 2)
-        flat[f'adapters/{path}/{leaf}'] = weight[:, None, None]
-  assert not tensors
-  return traverse_util.unflatten_dict(flat, sep='/')
 
 
 def evaluate(model, params, batch):
