@@ -7,6 +7,7 @@ _CORE = [
   'array_record>=0.8.1',
   'clu>=0.0.12',
   'etils[epath,epy]>=1.12',
+  'flatbuffers>=24.3',
   'flax>=0.12,<0.13',
   'gin-config>=0.5.0,<0.6',
   'grain>=0.2.15',
