@@ -13,7 +13,7 @@ from mhr_jax.adapters import AdapterConfig, task_adapter
 from mhr_jax.errors import UserError
 from mhr_jax.model import RoutedT5
 from mhr_jax.t5.config import T5Config, list_linears, t5_config
-from mhr_jax.t5.decoding import DecodingSettings
+from mhr_jax.t5.decoding import DecodingSettings, decode_tokens
 
 T5 = T5Config(
   vocab_size=48,
@@ -303,17 +303,54 @@ def test_score_is_the_log_probability_of_the_targets():
   close(jax.jit(ROUTED.score)(params, batch), np.array(expected))
 
 
-@pytest.mark.parametrize('num_beams', [1, 2])
-def test_decoding_a_mixed_batch_equals_decoding_each_task(num_beams):
-  params = params_of(ROUTED)
-  settings = DecodingSettings(4, num_beams=num_beams)
-  generate = jax.jit(ROUTED.generate, static_argnums=2)
-  whole = generate(params, batch_of(), settings)
-  assert len({tuple(row) for row in np.asarray(whole)}) > 1
+def end_sooner(backbone):
+  """Makes the end token likelier."""
+  kernel = backbone['decoder']['logits_dense']['kernel']
+  ending = {'kernel': kernel.at[:, T5.eos_id].mul(3)}
+  return backbone | {'decoder': backbone['decoder'] | {'logits_dense': ending}}
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize('num_beams', [1, 4])
+@pytest.mark.parametrize('method', ['poly', 'mhr'])
+def test_decoding_mixed_tasks_equals_decoding_each_alone(
+  method, num_beams, report_difference
+):
+  """Alone: only the task's rows, its one LoRA, and wider padding."""
+  added = dataclasses.replace(FEW, n_splits=1 if method == 'poly' else 4)
+  routed, settings = RoutedT5(T5, added), DecodingSettings(8, num_beams)
+  params = dict(params_of(routed))
+  params['backbone'] = end_sooner(params['backbone'])
+  rng = np.random.default_rng(4)
+  tasks = np.array([2, 0, 1, 1, 2, 0, 2, 1, 0], np.int32)
+  lengths = np.array([9, 1, 4, 7, 2, 9, 5, 3, 6])
+  inputs = rng.integers(2, 48, (9, 9)).astype(np.int32)
+  inputs[np.arange(9) >= lengths[:, None]] = 0
+
+  generate = jax.jit(routed.generate, static_argnums=2)
+  batch = {'encoder_input_tokens': inputs, 'task_ids': tasks}
+  mixed = np.asarray(generate(params, batch, settings))
+
+  decode = jax.jit(decode_tokens, static_argnums=(0, 4))
+  make_adapter = jax.jit(task_adapter, static_argnums=2)
   for task in range(3):
-    rows = task == TASK_IDS
-    same = generate(params, with_task(task), settings)
-    np.testing.assert_array_equal(whole[rows], same[rows])
+    rows = tasks == task
+    adapter = make_adapter(params, task, added)
+    alone = decode(
+      routed.network,
+      params['backbone'],
+      np.pad(inputs[rows], ((0, 0), (0, 4))),
+      jax.tree.map(lambda x: np.asarray(x)[:, None], adapter),
+      settings,
+    )
+    case = f'{method}: tokens of mixed tasks, {num_beams} beams'
+    assert not report_difference(case, 'each task alone', mixed[rows], alone)
+
+  # A wrong task would be seen, and rows end at different lengths.
+  wrong = generate(params, batch | {'task_ids': (tasks + 1) % 3}, settings)
+  changed = (mixed != wrong).any(axis=1)
+  assert changed.sum() > 5 and set(tasks[changed]) == {0, 1, 2}
+  assert len(set((mixed != 0).sum(axis=1).tolist())) > 2
 
 
 def test_float64_throughout_and_only_in_64_bit_mode():
