@@ -6,6 +6,7 @@ Read are both forms of its files (`t5x_files`), of both of its networks
 
 from collections.abc import Mapping
 import dataclasses
+import math
 from typing import Any
 
 from etils import epath
@@ -65,8 +66,9 @@ def read_backbone(
 ) -> tuple[T5Config, dict[str, Any]]:
   """Returns the backbone of a checkpoint, in the scanned layout.
 
-  Leaves are read one after the other, straight into their places: reading
-  needs little more memory than the backbone. Optimizer state is not read.
+  Leaves are read one after the other, the largest first, straight into their
+  places: reading needs little more memory than the backbone. Optimizer state
+  is not read.
 
   Args:
     folder: `checkpoint_N`, or a folder of several, of which the newest counts.
@@ -96,7 +98,8 @@ def read_backbone(
       path: np.empty(shape, dtype)
       for path, shape in t5x_names.scanned_shapes(config).items()
     }
-    for leaf in leaves:
+    # A leaf in hand is in memory twice: the large ones while others are not.
+    for leaf in sorted(leaves, key=lambda leaf: -math.prod(leaf.shape)):
       t5x_names.as_t5x(arrays[leaf.path], leaf)[...] = target.read(leaf.name)
   return config, traverse_util.unflatten_dict(arrays, sep='/')
 

@@ -37,6 +37,12 @@ _ORBAX_FILES = ('_METADATA', 'manifest.ocdbt', 'checkpoint')
 _STORES = {'gs': 'gcs', 's3': 's3'}
 # Before its version 3 T5X wrote bfloat16 as the integers of the same bits.
 _BFLOAT16_AS_INTEGERS = np.dtype('uint16')
+# Chunks have up to 64 MB and leave that much behind in every thread that
+# decoded some, which is a share of a small model: one thread decodes all.
+_ONE_BY_ONE = {
+  'data_copy_concurrency': {'limit': 1},
+  'file_io_concurrency': {'limit': 1},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,11 +156,13 @@ def open_target(folder: epath.PathLike) -> Iterator[Target]:
   if not _is_orbax(folder):
     yield _open_msgpack(folder)
     return
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+  with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
     yield _open_orbax(folder / STATE, reader)
 
 
-def _open_orbax(state: epath.Path, reader: ocp.Checkpointer) -> Target:
+def _open_orbax(
+  state: epath.Path, reader: ocp.PyTreeCheckpointHandler
+) -> Target:
   """Opens the current form."""
 
   def read(name: str) -> np.ndarray:
@@ -170,8 +178,7 @@ def _open_orbax(state: epath.Path, reader: ocp.Checkpointer) -> Target:
       return jax.tree.leaves(reader.restore(state, args=args))[0]
 
   with _explained(str(state)):
-    metadata: Any = reader.metadata(state)
-    saved = metadata.item_metadata.tree
+    saved = reader.metadata(state).tree
   leaves = leaves_by_path(_target_of(saved, state))
   shapes = {name: tuple(leaf.shape) for name, leaf in leaves.items()}
   return Target(str(state.parent), shapes, read)
@@ -192,8 +199,9 @@ def _open_msgpack(folder: epath.Path) -> Target:
   with _explained(str(file)):
     content: Any = serialization.msgpack_restore(file.read_bytes())
   target = _target_of(content.get('optimizer', content), file)
+  context = ts.Context(_ONE_BY_ONE)
   arrays = {
-    name: _open_zarr(folder, leaf) if _is_spec(leaf) else leaf
+    name: _open_zarr(folder, leaf, context) if _is_spec(leaf) else leaf
     for name, leaf in leaves_by_path(target, is_leaf=_is_spec).items()
   }
 
@@ -215,14 +223,15 @@ def _is_spec(node: Any) -> bool:
   return isinstance(node, dict) and {'driver', 'kvstore'} <= node.keys()
 
 
-def _open_zarr(folder: epath.Path, spec: Mapping[str, Any]) -> ts.TensorStore:
+def _open_zarr(
+  folder: epath.Path, spec: Mapping[str, Any], context: ts.Context
+) -> ts.TensorStore:
   """Opens the array that a spec names, wherever it was when it was written."""
   stored = spec['kvstore'].get('path') or spec.get('path', '')
   beside = folder / stored.rstrip('/').rpartition('/')[2]
+  found = {'driver': 'zarr', 'kvstore': _kvstore(beside)}
   with _explained(str(beside)):
-    return ts.open(
-      {'driver': 'zarr', 'kvstore': _kvstore(beside)}, read=True
-    ).result()
+    return ts.open(found, read=True, context=context).result()
 
 
 def _kvstore(path: epath.Path) -> dict[str, str]:

@@ -1,10 +1,11 @@
 """Sizes, validation and the list of linears."""
 
+import dataclasses
 import math
 
 import pytest
 
-from mhr_jax import errors
+from mhr_jax import errors, run_folder
 from mhr_jax.t5 import config as config_lib
 
 
@@ -50,6 +51,13 @@ def test_config_from_lists_is_hashable():
   assert hash(config) == hash(
     config_lib.t5_config('t5_1_1_tiny', mlp_activations=('relu',))
   )
+
+
+def test_a_description_of_before_has_one_table_a_stack():
+  config = config_lib.t5_config('t5_1_1_tiny')
+  values = dataclasses.asdict(config)
+  del values['relative_positions']
+  assert run_folder.config_from_json(values, where='model.json') == config
 
 
 def test_linears_of_xl_hold_all_but_norms_tables_and_embeddings():

@@ -6,7 +6,6 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
 from mhr_jax import tree_paths
@@ -71,32 +70,6 @@ def test_logits_and_encoder_equal_transformers(hf_config, hf_params, hf_batch):
   )
   np.testing.assert_allclose(logits, hf_batch['logits_f64'], atol=2e-5)
   np.testing.assert_allclose(logits, hf_batch['logits_f32'], atol=2e-5)
-
-
-def test_logits_equal_t5x_s(shared_dir):
-  """On a checkpoint that T5X wrote, unrolled, read without T5X."""
-  folder = shared_dir / 'fixtures' / 't5x_ocdbt_tiny' / 'unrolled'
-  reader, path = ocp.PyTreeCheckpointer(), folder / 'checkpoint_3' / 'state'
-  as_numpy = jax.tree.map(
-    lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
-    reader.metadata(path).item_metadata.tree,
-  )
-  state = reader.restore(path, restore_args=as_numpy)
-  with np.load(folder / 'fixture.npz') as arrays:
-    batch = dict(arrays)
-  config = config_lib.T5Config(
-    vocab_size=384,
-    emb_dim=24,
-    num_heads=3,
-    head_dim=8,
-    mlp_dim=48,
-    num_encoder_layers=3,
-    num_decoder_layers=2,
-    scan_layers=False,
-  )
-  inputs, targets = batch['encoder_input_tokens'], batch['decoder_input_tokens']
-  logits = apply(state['target'], inputs, targets, config=config)
-  np.testing.assert_allclose(logits, batch['logits'], atol=1e-5)
 
 
 def test_scanned_equals_unrolled_with_gradients():
