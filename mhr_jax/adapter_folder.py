@@ -18,7 +18,6 @@ from flax import traverse_util
 import jax
 import numpy as np
 
-from mhr_jax import adapters as adapters_lib
 from mhr_jax import checkpoints, methods, run_files, run_folder
 from mhr_jax.adapters import AdapterConfig
 from mhr_jax.checksums import checksum
@@ -94,35 +93,6 @@ def check_params(
   checkpoints.check_tree(params, wanted, where=where)
 
 
-def check_fits(bundle: AdapterBundle, config: T5Config, *, where: str) -> None:
-  """Refuses a backbone whose adapted linears have other shapes.
-
-  Args:
-    bundle: the adapters.
-    config: of the backbone they are to be used with.
-    where: the adapters' file or folder, for the message.
-
-  Raises:
-    UserError: an adapted linear is missing or of another shape.
-  """
-  linears = list_linears(config)
-  for path, shape in adapters_lib.linears_of(bundle.params['adapters']).items():
-    there = linears.get(path)
-    if there is None or tuple(there) != tuple(shape):
-      has = 'no such linear' if there is None else _shape_in_words(there)
-      raise UserError(
-        f'{where} does not fit the backbone: it adapts {path} with'
-        f' {_shape_in_words(shape)}; the backbone has {has}. Load it with the'
-        ' backbone that it was trained on.'
-      )
-
-
-def _shape_in_words(linear: adapters_lib.LinearLike) -> str:
-  return (
-    f'{linear.layers} layers of {linear.in_features} × {linear.out_features}'
-  )
-
-
 def effective_bundle(bundle: AdapterBundle, task: Task) -> AdapterBundle:
   """Returns the one LoRA that a task's mixture amounts to, exactly.
 
@@ -142,15 +112,7 @@ def effective_bundle(bundle: AdapterBundle, task: Task) -> AdapterBundle:
   adapters = effective_adapters(bundle.params, task, config)
   if table is not None:
     table = TaskTable((task if isinstance(task, str) else table.names[task],))
-  one = AdapterConfig(
-    n_tasks=1,
-    n_skills=1,
-    n_splits=1,
-    rank=config.rank,
-    alpha=config.alpha,
-    targets=config.targets,
-    mixing='uniform',
-  )
+  one = dataclasses.replace(config.without_routing(1), router_scope='module')
   return AdapterBundle(one, {'adapters': adapters}, table, bundle.backbone)
 
 

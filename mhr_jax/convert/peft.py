@@ -16,11 +16,6 @@ from mhr_jax.t5.config import T5Config
 _KINDS: dict[str, Any] = {'LORA': peft_lora, 'POLY': peft_poly}
 
 
-def is_adapter(folder: epath.PathLike) -> bool:
-  """Whether a folder is one of PEFT's."""
-  return (checkpoints.absolute(folder) / peft_files.CONFIG_FILE).exists()
-
-
 def read_adapter(
   folder: epath.PathLike, backbone: T5Config, *, allow_pickle: bool = False
 ) -> AdapterBundle:

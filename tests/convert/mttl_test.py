@@ -57,9 +57,11 @@ def test_lora_bit_for_bit(tmp_path):
   tensors = mttl_checkpoints.to_state_dict(bundle)
   name = 'model.encoder.block.1.layer.1.DenseReluDense.wo.lora_a'
   assert tensors[name].shape == (28, 2)
-  back = read(tmp_path, tensors)
+  messages = []
+  back = read(tmp_path, tensors, on_message=messages.append)
   assert back.config == bundle.config
   assert_same_params(back, bundle)
+  assert not messages
 
 
 @pytest.mark.parametrize('names', ['all', 'first'])
