@@ -103,6 +103,8 @@ def _checkpoints_in(folder: epath.Path) -> dict[int, epath.Path]:
 
 
 def _is_checkpoint(folder: epath.Path) -> bool:
+  if _is_begun(folder):
+    return False
   if _is_orbax(folder):
     return ocp.utils.is_checkpoint_finalized(folder)
   return _first_byte(folder / _MSGPACK) in _MSGPACK_MAPS

@@ -85,7 +85,11 @@ def test_folders_that_are_no_checkpoint(tmp_path):
   tensorflow.mkdir()
   (tensorflow / 'checkpoint').write_text('model_checkpoint_path: "m.ckpt-1"')
   unfinished = tmp_path / 'unfinished'
-  (unfinished / 'checkpoint_3.tmp-9').mkdir(parents=True)
+  config = t5x_checkpoints.make_config(scan_layers=False)
+  t5x_checkpoints.write_legacy(
+    unfinished / 'checkpoint_3.tmp-9',
+    leaves_by_path(t5x_checkpoints.draw_backbone(config)),
+  )
   for folder, message in [
     (absent, 'There is no folder'),
     (empty, 'is no T5X checkpoint'),
