@@ -6,7 +6,7 @@ Polytropon and multi-head routing. Source: microsoft/mttl at c66b20d6,
 mttl/models/adapters.py and mttl/models/modifiers (poly.py, routing.py).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -91,11 +91,9 @@ def read_adapter(
     tensors, _KINDS, backbone, where=str(path)
   )
   ignored = _check_rest(found, backbone)
-  if ignored and on_message is not None:
-    on_message(
-      f'{ignored} tensors of the backbone in {path} are left out: its adapters'
-      ' are read, for the backbone that you name.'
-    )
+  for message in _list_remarks(ignored, settings, alpha):
+    if on_message is not None:
+      on_message(f'{path}: {message}')
   splits, skills, rank, flat = _read_inventories(found)
   routers = mttl_routers.read_routers(
     found, splits, skills, settings.get(_GRANULARITY)
@@ -121,6 +119,24 @@ def read_adapter(
   )
   params = traverse_util.unflatten_dict(flat, sep='/')
   return AdapterBundle(config, params, task_table, backbone)
+
+
+def _list_remarks(
+  ignored: int, settings: Mapping[str, Any], alpha: float | None
+) -> Iterator[str]:
+  """Yields what a person should know of what was left out or assumed."""
+  if ignored:
+    yield (
+      f'{ignored} tensors of the backbone are left out; the adapters are read,'
+      ' for the backbone that you name.'
+    )
+  if alpha is None and 'lora_alpha' not in settings:
+    yield 'it does not tell alpha; 1 is assumed, as in mttl.'
+  if settings.get('module_logits_dropout'):
+    yield (
+      f'module_logits_dropout={settings["module_logits_dropout"]} is left out;'
+      ' mttl drops gates in evaluation, too, so its outputs vary.'
+    )
 
 
 def _find_file(path: epath.Path) -> epath.Path:

@@ -61,6 +61,10 @@ def test_lora_bit_for_bit(tmp_path):
   back = read(tmp_path, tensors, on_message=messages.append)
   assert back.config == bundle.config
   assert_same_params(back, bundle)
+  [message] = messages
+  assert 'does not tell alpha; 1 is assumed' in message
+  messages.clear()
+  read(tmp_path, tensors, alpha=1.0, on_message=messages.append)
   assert not messages
 
 

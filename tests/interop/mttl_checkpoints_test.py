@@ -88,9 +88,21 @@ def read(path, **settings):
 def test_settings_say_how_skills_are_mixed(torch, tmp_path, settings, ours):
   bundle = random_adapters.draw_bundle(alpha=16.0, names=False, **ours)
   save(torch, tmp_path / 'best.ckpt', bundle, settings)
-  back = read(tmp_path / 'best.ckpt')
+  messages = []
+  back = read(tmp_path / 'best.ckpt', on_message=messages.append)
   assert back.config == bundle.config
   jax.tree.map(np.testing.assert_array_equal, back.params, bundle.params)
+  assert not messages
+
+
+def test_dropped_gates_are_said(torch, tmp_path):
+  bundle = random_adapters.draw_bundle()
+  settings = {'module_logits_dropout': 0.1}
+  save(torch, tmp_path / 'best.ckpt', bundle, settings)
+  messages = []
+  read(tmp_path / 'best.ckpt', on_message=messages.append)
+  [message] = messages
+  assert 'module_logits_dropout=0.1 is left out' in message
 
 
 @pytest.mark.parametrize(
