@@ -16,6 +16,7 @@ _CORE = [
   'jaxtyping>=0.3',
   'jinja2>=3.1',
   'matplotlib>=3.9',
+  'msgpack>=1.1',
   'numpy>=2.0',
   'optax>=0.2.6,<0.3',
   'orbax-checkpoint>=0.12,<0.13',
@@ -26,6 +27,7 @@ _CORE = [
   'sentencepiece>=0.2.1',
   'tensorboard>=2.20',
   'tensorflow-datasets>=4.9.9',
+  'tensorstore>=0.1.80',
 ]
 
 _EXTRAS = {

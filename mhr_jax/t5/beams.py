@@ -47,9 +47,9 @@ class LengthPenalty:
   form: LengthPenaltyForm
   exponent: float
 
-  def divisor(self, length: Array) -> Array:
+  def divisor(self, length: Array | int) -> Array:
     """Returns the divisor at a length, the end token included."""
-    length = jnp.asarray(length, jnp.float32)
+    length = jnp.asarray(length).astype(jnp.float32)
     if self.form == 't5x':
       length = (5 + length) / 6
     return length**self.exponent
