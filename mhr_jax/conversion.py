@@ -79,7 +79,7 @@ def convert(
     # Fusing sums in float32 and rounds at the end.
     fused = has_adapters and format in ('hf', 't5x')
     model = api.load(source, adapter, None if fused else dtype, **reading)
-    say(f'  {_in_words(model.loaded.params)}; {_texts_in_words(model)}')
+    say(f'  {_in_words(model.loaded.params)}; {_rest_in_words(model)}')
     chosen = task_choice.parse_task(task, model.tasks)
     say(f'  logits: {model.logits_checksum(chosen)}')
     say(f'writing {target}: {format}')
@@ -159,7 +159,8 @@ def _in_words(params: Mapping[str, Any]) -> str:
   return f'parameters: {listed}'
 
 
-def _texts_in_words(model: api.Model) -> str:
-  vocabulary = model.loaded.vocabulary
-  found = 'no vocabulary' if vocabulary is None else f'{vocabulary!r}'
-  return f'{len(model.tasks)} tasks; {found}'
+def _rest_in_words(model: api.Model) -> str:
+  vocabulary, step = model.loaded.vocabulary, model.loaded.step
+  texts = 'no vocabulary' if vocabulary is None else repr(vocabulary)
+  parts = [f'{len(model.tasks)} tasks', texts]
+  return '; '.join([*parts, f'step {step}'] if step else parts)

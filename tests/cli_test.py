@@ -11,6 +11,7 @@ import mhr_jax
 from mhr_jax import backbones, cli
 from mhr_jax.api import Model
 from mhr_jax.loading import LoadedModel
+import toy_models
 import toy_text
 
 
@@ -170,7 +171,13 @@ def test_conversions_that_cannot_be_are_said_in_short(
   assert not (folders / 'new').exists()
 
 
-def test_export_is_for_runs(folders, capsys):
+def test_export_is_for_runs(folders, tmp_path, capsys):
+  toy_models.write_run(tmp_path / 'run', toy_models.make_model())
+  argv = ['export', str(tmp_path / 'run'), str(tmp_path / 'new')]
+  assert cli.main([*argv, '--format=peft-lora', '--task=copy']) == 0
+  printed = capsys.readouterr().out
+  assert 'a run folder' in printed and '; step 7' in printed
+  assert (tmp_path / 'new' / 'adapter_config.json').exists()
   argv = ['export', str(folders / 'b'), str(folders / 'new'), '--format=t5x']
   assert cli.main(argv) == 2
   assert f'mhr-jax convert {folders / "b"}' in capsys.readouterr().err
