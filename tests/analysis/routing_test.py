@@ -78,6 +78,12 @@ def test_usage_and_entropy_in_closed_form():
   assert analysis.entropy(np.ones((3, 1))).tolist() == [0, 0, 0]
 
 
+def test_weights_with_signs_or_any_sum_count_by_their_size():
+  weights = np.array([[[0.6, -0.6]], [[0.0, 2.0]], [[0.0, 0.0]]])
+  np.testing.assert_allclose(analysis.entropy(weights), [[1.0], [0.0], [0.0]])
+  np.testing.assert_allclose(analysis.usage(weights[:2]), [[0.25, 0.75]])
+
+
 def test_similarity_finds_two_groups():
   on, off = [0.9, 0.1], [0.1, 0.9]
   weights = {'x': np.array([[[on], [off], [on], [off]]])}
