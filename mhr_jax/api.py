@@ -296,10 +296,13 @@ class Model:
     | 'peft-poly' | the adapters and routers, as PEFT's POLY | all |
     | 'peft-lora' | a task's one low-rank pair, as PEFT's LORA | one |
     | 'hf' | a folder of transformers, the adapter fused into it | one |
-    | 't5x' | a T5X checkpoint, likewise | one |
+    | 't5x' | a T5X checkpoint: of a task likewise, else unfused | one, or all |
+    | 'run' | a run folder, for our trainer to go on with | all |
     | 'stablehlo' | programs that jax alone runs | one, or all |
 
-    Fusing takes its sums in float32.
+    Fusing takes its sums in float32. 'run' and unfused 't5x' hold the
+    optimizer's state where the model was loaded `with_optimizer`; training
+    resumes from it. Without, it can start from the parameters.
 
     Args:
       path: a new or empty folder. Adapters may replace adapters of the same
@@ -395,14 +398,15 @@ def load(
   step: int | None = None,
   mesh: partitioning.Mesh | None = None,
   allow_pickle: bool = False,
+  with_optimizer: bool = False,
   on_message: loading.OnMessage | None = None,
 ) -> Model:
   """Reads a model, whoever saved it; the format is told from the files.
 
   Args:
-    path: a run folder; or a backbone: a folder of `backbones.save_backbone` or
-      of transformers, or a T5X checkpoint. With `adapter`, a run folder's own
-      adapters are left out.
+    path: a run folder; a checkpoint of a routed model that T5X trained; or a
+      backbone: a folder of `backbones.save_backbone` or of transformers, or a
+      T5X checkpoint. With `adapter`, own adapters are left out.
     adapter: a native adapter folder, a PEFT folder (POLY or LORA) or an mttl
       checkpoint, for this backbone.
     dtype: of the backbone's parameters and of what is computed; by default the
@@ -417,6 +421,8 @@ def load(
     mesh: where to put the parameters; one device by default.
     allow_pickle: whether a file may be unpickled (`pytorch_model.bin`, mttl's),
       which runs a restricted unpickler over it.
+    with_optimizer: also read the optimizer's state, where a run or a routed
+      checkpoint of T5X's has it, to go on training elsewhere (`Model.save`).
     on_message: called with sentences about what files do not say and was
       assumed.
 
@@ -435,6 +441,7 @@ def load(
       step=step,
       mesh=mesh,
       allow_pickle=allow_pickle,
+      with_optimizer=with_optimizer,
       on_message=on_message,
     )
   )

@@ -7,7 +7,7 @@ from etils import epath
 import jax
 
 from mhr_jax import checkpoints, frozen, partitioning, run_folder
-from mhr_jax.convert import formats, hf_t5, t5x
+from mhr_jax.convert import formats, hf_t5, t5x, t5x_routed
 from mhr_jax.errors import UserError
 from mhr_jax.model import RoutedT5
 from mhr_jax.t5 import parameters
@@ -67,7 +67,7 @@ def read_config(path: epath.PathLike) -> T5Config:
     return config
   if _kind(path) == 'hf':
     return hf_t5.read_config(path)
-  return t5x.infer_config(path)
+  return t5x_routed.read_config(path) or t5x.infer_config(path)
 
 
 def read_vocabulary(path: epath.PathLike) -> Vocabulary | None:
@@ -75,7 +75,9 @@ def read_vocabulary(path: epath.PathLike) -> Vocabulary | None:
   path = checkpoints.absolute(path)
   if _find_native(path) is not None:
     return run_folder.read_vocabulary(path)
-  return hf_t5.read_vocabulary(path) if _kind(path) == 'hf' else None
+  if _kind(path) == 'hf':
+    return hf_t5.read_vocabulary(path)
+  return t5x_routed.read_vocabulary(path)
 
 
 def check_backbone(path: epath.PathLike, config: T5Config) -> None:
@@ -93,7 +95,7 @@ def check_backbone(path: epath.PathLike, config: T5Config) -> None:
   if native is not None and native[1] is None:
     return
   saved = read_config(path)
-  if native is None and _kind(path) == 't5x':
+  if native is None and _kind(path) == 't5x' and _is_inferred(path):
     saved = _fill_in(saved, config)
   check_same_config(saved, config, where=f'{path} is')
 
@@ -231,6 +233,11 @@ def _read_foreign(
   if config.scan_layers:
     return found
   return parameters.unstack_layers(found, config)
+
+
+def _is_inferred(path: epath.Path) -> bool:
+  """Whether shapes alone tell the config of a T5X checkpoint."""
+  return t5x_routed.find_description(path) is None
 
 
 def _fill_in(inferred: T5Config, config: T5Config) -> T5Config:

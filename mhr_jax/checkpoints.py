@@ -85,19 +85,18 @@ class Checkpoints:
   ):
     """Saves a step; returns when the arrays are copied, writes behind.
 
-    A step that is committed already is left as it is.
+    A step that is committed already is left as it is. One without optimizer
+    state (None) can be read, not resumed.
     """
     if step in self._manager.all_steps():
       return
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        trainable=ocp.args.PyTreeSave(trainable),
-        optimizer=ocp.args.PyTreeSave(optimizer),
-        metadata=ocp.args.JsonSave(dict(metadata)),
-      ),
-      force=True,
-    )
+    items: dict[str, Any] = {
+      'trainable': ocp.args.PyTreeSave(trainable),
+      'metadata': ocp.args.JsonSave(dict(metadata)),
+    }
+    if optimizer is not None:
+      items['optimizer'] = ocp.args.PyTreeSave(optimizer)
+    self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
   def metadata(self, step: int) -> dict[str, Any]:
     """Returns the JSON saved with a step, without reading its arrays."""
@@ -113,11 +112,18 @@ class Checkpoints:
       optimizer: likewise; None leaves the optimizer's state out.
 
     Raises:
-      UserError: a leaf is missing, extra or of another shape.
+      UserError: a leaf is missing, extra or of another shape; or the step has
+        no optimizer state.
     """
     targets = {'trainable': trainable}
     if optimizer is not None:
       targets['optimizer'] = optimizer
+      if not (self.folder / str(step) / 'optimizer').exists():
+        raise UserError(
+          f'{self.folder}/{step} has no optimizer state, so it cannot be'
+          ' resumed; a new run can start from its parameters: start_from ='
+          f' {str(self.folder.parent)!r}, with another run_dir.'
+        )
     saved = self._manager.item_metadata(step)
     for item, target in targets.items():
       where = f'{self.folder}/{step}/{item}'
@@ -152,6 +158,11 @@ def read_metadata(run_dir: epath.PathLike, step: int) -> dict[str, Any]:
 def read_trainable(run_dir: epath.PathLike, step: int, target: Any) -> Any:
   """Returns the trainable subtrees of a step (see `restore_tree`)."""
   return restore_tree(_item_folder(run_dir, step, 'trainable'), target)
+
+
+def read_optimizer(run_dir: epath.PathLike, step: int, target: Any) -> Any:
+  """Returns the optimizer's state of a step (see `restore_tree`)."""
+  return restore_tree(_item_folder(run_dir, step, 'optimizer'), target)
 
 
 def _item_folder(run_dir: epath.PathLike, step: int, item: str) -> epath.Path:

@@ -222,8 +222,14 @@ def _add_conversion_commands(
     command.add_argument('--task', help="a name, an id, or 'average'")
     command.add_argument('--dtype', help='float32 or bfloat16, of a backbone')
     command.add_argument('--base_model', help="the backbone's name, for PEFT")
+    command.add_argument(
+      '--with_optimizer',
+      action='store_true',
+      help='t5x: its state too, to resume from; run has it anyway',
+    )
     command.epilog = (
-      'formats: native, peft-poly, peft-lora, hf (transformers), t5x, stablehlo'
+      'formats: native, peft-poly, peft-lora, hf (transformers), t5x, stablehlo,'
+      ' run (for our trainer)'
     )
 
 
@@ -374,8 +380,9 @@ def _run_conversion(options: argparse.Namespace) -> None:
   settings = {name: given[name] for name in names if given.get(name)}
   if given.get('tasks'):
     settings['tasks'] = _read_lines(options.tasks)
-  if given.get('allow_pickle'):
-    settings['allow_pickle'] = True
+  for name in ('allow_pickle', 'with_optimizer'):
+    if given.get(name):
+      settings[name] = True
   call = conversion.export if options.is_export else conversion.convert
   call(options.source, options.target, options.format, **settings)
 

@@ -11,7 +11,7 @@ from etils import epath
 
 from mhr_jax import api, backbones, loading, run_folder, saving, task_choice
 from mhr_jax.adapter_folder import AdapterBundle
-from mhr_jax.convert import formats
+from mhr_jax.convert import formats, t5x_routed
 from mhr_jax.errors import UserError
 from mhr_jax.t5 import config as config_lib
 from mhr_jax.t5.config import Dtype
@@ -31,6 +31,7 @@ def convert(
   task: str | None = None,
   dtype: Dtype | None = None,
   base_model: str | None = None,
+  with_optimizer: bool = False,
   say: Say = print,
   **reading: Any,
 ) -> saving.Saved:
@@ -46,6 +47,8 @@ def convert(
     task: a name, an id in digits, or 'average'.
     dtype: of a backbone, as written.
     base_model: for PEFT.
+    with_optimizer: write its state, too ('t5x' without a task); 'run' has it
+      wherever it is to be had.
     say: is told what is done, line by line.
     **reading: further arguments of `api.load`.
 
@@ -56,7 +59,9 @@ def convert(
     config_lib.check_dtype(dtype)
   kind = formats.recognise(source)
   alone = formats.FORMATS[kind].holds == 'adapter'
-  has_adapters = alone or adapter is not None or _run_has_adapters(source, kind)
+  has_adapters = alone or adapter is not None or _has_adapters(source, kind)
+  whole = format == 'run' or (format == 't5x' and has_adapters and task is None)
+  _check_optimizer(with_optimizer, whole)
   saving.check_target(target, format, has_adapters=has_adapters)
   if alone:
     _check_alone(source, kind, adapter, target, format)
@@ -76,9 +81,11 @@ def convert(
       bundle, target, format, chosen, base_model=base_model
     )
   else:
-    # Fusing sums in float32 and rounds at the end.
-    fused = has_adapters and format in ('hf', 't5x')
-    model = api.load(source, adapter, None if fused else dtype, **reading)
+    # Fusing sums in float32 and rounds at the end; what trains stays float32.
+    late = whole or (has_adapters and format in ('hf', 't5x'))
+    reading['dtype'] = None if late else dtype
+    reading['with_optimizer'] = with_optimizer or format == 'run'
+    model = _read_model(source, adapter, reading, with_optimizer)
     say(f'  {_in_words(model.loaded.params)}; {_rest_in_words(model)}')
     chosen = task_choice.parse_task(task, model.tasks)
     say(f'  logits: {model.logits_checksum(chosen)}')
@@ -118,8 +125,13 @@ def export(
   return convert(run_dir, target, format, **options)
 
 
-def _run_has_adapters(source: epath.PathLike, kind: str) -> bool:
-  return kind == 'run' and run_folder.read_model(source).adapters is not None
+def _has_adapters(source: epath.PathLike, kind: formats.Format) -> bool:
+  model = None
+  if kind == 'run':
+    model = run_folder.read_model(source)
+  elif kind == 't5x':
+    model = t5x_routed.read_model(source)
+  return model is not None and model.adapters is not None
 
 
 def _check_alone(
@@ -138,6 +150,26 @@ def _check_alone(
       f'{source} is {name} alone. Name its backbone: mhr-jax convert BACKBONE'
       f' {target} --adapter={source} --to={format}.'
     )
+
+
+def _check_optimizer(wanted: bool, whole: bool) -> None:
+  if wanted and not whole:
+    raise UserError(
+      "The optimizer's state goes with adapters and routers as they are: into"
+      " 'run', or into 't5x' without a task."
+    )
+
+
+def _read_model(
+  source: epath.PathLike,
+  adapter: epath.PathLike | None,
+  reading: Mapping[str, Any],
+  needs_optimizer: bool,
+) -> api.Model:
+  model = api.load(source, adapter, **reading)
+  if needs_optimizer and model.loaded.optimizer is None:
+    raise UserError(f'{source} has no optimizer state to write.')
+  return model
 
 
 def _read_bundle(

@@ -10,12 +10,19 @@ from typing import Any
 from etils import epath
 import jax
 
-from mhr_jax import adapter_folder, backbones, partitioning, run_folder
+from mhr_jax import (
+  adapter_folder,
+  backbones,
+  optimizer_state,
+  partitioning,
+  run_folder,
+)
 from mhr_jax import vocabulary as vocabulary_lib
 from mhr_jax.adapter_folder import AdapterBundle
-from mhr_jax.convert import formats, mttl, peft
+from mhr_jax.convert import formats, mttl, peft, t5x_routed
 from mhr_jax.errors import UserError
 from mhr_jax.model import Params, RoutedT5
+from mhr_jax.optimizer_state import OptimizerState
 from mhr_jax.t5 import config as config_lib
 from mhr_jax.t5.config import T5Config
 from mhr_jax.task_table import TaskTable
@@ -41,7 +48,8 @@ class LoadedModel:
     task_table: which id is which task, where that is known.
     vocabulary: None where there is none with the model.
     source: where it was read from, for messages.
-    step: of a run's checkpoint; 0 for what is no run.
+    step: of a run's checkpoint, or T5X's of a routed model; else 0.
+    optimizer: its state, where it was asked for and is there.
   """
 
   model: RoutedT5
@@ -50,6 +58,7 @@ class LoadedModel:
   vocabulary: Vocabulary | None = None
   source: str = 'The model'
   step: int = 0
+  optimizer: OptimizerState | None = None
 
   @property
   def bundle(self) -> AdapterBundle:
@@ -77,6 +86,7 @@ def read_model(
   step: int | None = None,
   mesh: partitioning.Mesh | None = None,
   allow_pickle: bool = False,
+  with_optimizer: bool = False,
   on_message: OnMessage | None = None,
 ) -> LoadedModel:
   """Reads a model; see `api.load`, whose arguments these are."""
@@ -88,10 +98,19 @@ def read_model(
       f'{path} is {formats.FORMATS[kind].name} alone. Say which backbone it is'
       f' for: mhr_jax.load(BACKBONE, adapter={str(path)!r}).'
     )
-  if kind == 'run' and adapter is None:
-    if config is not None:
-      raise UserError(f'{path} is a run folder, which has a config already.')
-    found = _read_run(path, step, dtype=dtype, mesh=mesh)
+  found = None
+  if adapter is None:
+    found = _read_whole(
+      path,
+      kind,
+      config,
+      step=step,
+      dtype=dtype,
+      mesh=mesh,
+      with_optimizer=with_optimizer,
+      on_message=on_message,
+    )
+  if found is not None:
     table = _name_tasks(found.model, found.task_table, tasks, found.source)
     found = dataclasses.replace(found, task_table=table)
   else:
@@ -165,26 +184,96 @@ def count_parameters(params: Mapping[str, Any]) -> dict[str, int]:
   }
 
 
+def _read_whole(
+  path: epath.PathLike,
+  kind: formats.Format,
+  config: T5Config | None,
+  *,
+  step: int | None,
+  on_message: OnMessage | None,
+  **how: Any,
+) -> LoadedModel | None:
+  """Reads what says itself that it has adapters; None for other formats."""
+  if kind == 'run':
+    if config is not None:
+      raise UserError(f'{path} is a run folder, which has a config already.')
+    return _read_run(path, step, **how)
+  routed = t5x_routed.read_model(path) if kind == 't5x' else None
+  if routed is None:
+    return None
+  if config is not None:
+    backbones.check_same_config(routed.config, config, where=f'{path} is')
+    routed = dataclasses.replace(routed, config=config)
+  return _read_routed(path, routed, on_message=on_message, **how)
+
+
+def _computing_in(model: RoutedT5, dtype: config_lib.Dtype | None) -> RoutedT5:
+  if dtype is None:
+    return model
+  config = dataclasses.replace(model.config, dtype=dtype)
+  return dataclasses.replace(model, config=config)
+
+
 def _read_run(
   path: epath.PathLike,
   step: int | None,
   *,
   dtype: config_lib.Dtype | None,
   mesh: partitioning.Mesh | None,
+  with_optimizer: bool,
 ) -> LoadedModel:
   run = run_folder.load_run(
     path, step, mesh=mesh, backbone_dtype=dtype or 'float32'
   )
-  model, params = run.model, dict(run.params)
+  model, params = _computing_in(run.model, dtype), dict(run.params)
   if dtype is not None:
-    config = dataclasses.replace(model.config, dtype=dtype)
-    model = dataclasses.replace(model, config=config)
     # A backbone that trained is saved with what trains, in float32.
     params['backbone'] = jax.tree.map(
       lambda x: x.astype(dtype), params['backbone']
     )
+  optimizer = None
+  if with_optimizer:
+    optimizer = optimizer_state.read_from_run(path, run.step, run.model)
   return LoadedModel(
-    model, params, run.task_table, run.vocabulary, str(path), run.step
+    model,
+    params,
+    run.task_table,
+    run.vocabulary,
+    str(path),
+    run.step,
+    optimizer,
+  )
+
+
+def _read_routed(
+  path: epath.PathLike,
+  model: RoutedT5,
+  *,
+  dtype: config_lib.Dtype | None,
+  mesh: partitioning.Mesh | None,
+  with_optimizer: bool,
+  on_message: OnMessage | None,
+) -> LoadedModel:
+  """Reads a routed model that T5X trained."""
+  model, dtype = _computing_in(model, dtype), dtype or 'float32'
+  found = t5x_routed.read_checkpoint(
+    path,
+    model,
+    dtype=dtype,
+    with_optimizer=with_optimizer,
+    on_message=on_message,
+  )
+  target = run_folder.restore_target(
+    model, tuple(found.params), mesh=mesh, backbone_dtype=dtype
+  )
+  return LoadedModel(
+    model,
+    backbones.place(found.params, target),
+    found.task_table,
+    found.vocabulary,
+    str(path),
+    found.step,
+    found.optimizer,
   )
 
 
@@ -202,7 +291,7 @@ def _read_parts(
   """Reads a backbone, and adapters where some are named."""
   if config is None:
     config = backbones.read_config(path)
-    if on_message is not None and formats.recognise(path) == 't5x':
+    if on_message is not None and _is_bare_t5x(path):
       on_message(_ASSUMED.format(config=config))
   if dtype is not None:
     config = dataclasses.replace(config, dtype=dtype)
@@ -236,6 +325,11 @@ def _read_parts(
   )
   params |= backbones.place(dict(bundle.params), target)
   return LoadedModel(model, params, bundle.task_table, vocabulary, source)
+
+
+def _is_bare_t5x(path: epath.PathLike) -> bool:
+  is_t5x = formats.recognise(path) == 't5x'
+  return is_t5x and t5x_routed.find_description(path) is None
 
 
 def _name_tasks(

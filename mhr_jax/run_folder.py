@@ -82,17 +82,26 @@ def model_from_json(
   adapters = values.pop('adapters', None)
   config = config_from_json(values.pop('config', {}), where=f'{where}: config')
   if adapters is not None:
-    adapters = _build(AdapterConfig, adapters, f'{where}: adapters')
-  return _build(RoutedT5, values | {'config': config, 'adapters': adapters},
-                where)  # fmt: skip
+    adapters = settings_from_json(
+      AdapterConfig, adapters, where=f'{where}: adapters'
+    )
+  values |= {'config': config, 'adapters': adapters}
+  return settings_from_json(RoutedT5, values, where=where)
 
 
 def config_from_json(values: Mapping[str, Any], *, where: str) -> T5Config:
   """Makes a backbone's configuration from its JSON form."""
-  return _build(T5Config, values, where)
+  return settings_from_json(T5Config, values, where=where)
 
 
-def _build(cls: type, values: Mapping[str, Any], where: str) -> Any:
+def settings_from_json(
+  cls: type, values: Mapping[str, Any], *, where: str
+) -> Any:
+  """Makes a dataclass from its JSON form; unknown keys are reported.
+
+  Raises:
+    UserError: a key is missing.
+  """
   known = {field.name for field in dataclasses.fields(cls)}
   unknown = sorted(set(values) - known)
   if unknown:

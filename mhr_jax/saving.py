@@ -15,11 +15,12 @@ from mhr_jax import (
   checkpoints,
   evaluation,
   fusing,
+  run_writing,
   serving,
   task_choice,
 )
 from mhr_jax.adapter_folder import AdapterBundle
-from mhr_jax.convert import formats, hf_t5, peft, t5x
+from mhr_jax.convert import formats, hf_t5, peft, t5x, t5x_routed
 from mhr_jax.errors import UserError, nearest
 from mhr_jax.fusing import Task
 from mhr_jax.loading import LoadedModel
@@ -28,7 +29,7 @@ from mhr_jax.t5.config import T5Config
 from mhr_jax.task_table import TaskTable
 
 SaveFormat = Literal[
-  'native', 'peft-poly', 'peft-lora', 'hf', 't5x', 'stablehlo'
+  'native', 'peft-poly', 'peft-lora', 'hf', 't5x', 'run', 'stablehlo'
 ]
 SAVE_FORMATS: tuple[str, ...] = get_args(SaveFormat)
 ADAPTER_FORMATS = ('native', 'peft-poly', 'peft-lora')
@@ -167,6 +168,10 @@ def save_model(
   table = task_choice.known_tasks(model, loaded.task_table)
   if format == 'stablehlo':
     return _save_programs(loaded, path, task, table)
+  if format == 'run' or (format == 't5x' and holds_all(loaded.model, task)):
+    return _save_whole(loaded, path, format, task, dtype)
+  if format == 't5x':
+    t5x_routed.check_plain_folder(path)
   chosen = task_choice.choose_one_task(task, model, table)
   backbone, change, what = loaded.params['backbone'], None, 'the backbone'
   if model.adapters is not None:
@@ -176,11 +181,55 @@ def save_model(
       whose = f'the adapter of {table.names[chosen]}'
     what = f'the backbone with {whose} fused into it'
   if dtype is not None:
-    backbone = jax.tree.map(lambda x: x.astype(dtype), backbone)
+    backbone = _cast(backbone, dtype)
   _write_backbone(loaded, backbone, path, format)
   if format == 't5x':
     what += _left_out(model.config, t5x.infer_config(path))
   return Saved(str(path), what, change)
+
+
+def holds_all(model: RoutedT5, task: str | int | None) -> bool:
+  """Whether a T5X checkpoint has adapters and routers beside the backbone."""
+  return model.adapters is not None and task is None
+
+
+def _save_whole(
+  loaded: LoadedModel,
+  path: epath.PathLike,
+  format: str,
+  task: str | int | None,
+  dtype: str | None,
+) -> Saved:
+  """Writes all parameters, from which training can go on."""
+  if format == 'run' and (task is not None or dtype is not None):
+    raise UserError(
+      "'run' holds all tasks, and the backbone as it was loaded: leave task and"
+      ' dtype out.'
+    )
+  params = dict(loaded.params)
+  if dtype is not None:
+    params['backbone'] = _cast(params['backbone'], dtype)
+  write = run_writing.write_run
+  if format == 't5x':
+    write = t5x_routed.write_checkpoint
+  step = write(
+    path,
+    loaded.model,
+    params,
+    step=loaded.step,
+    task_table=loaded.task_table,
+    vocabulary=loaded.vocabulary,
+    optimizer=loaded.optimizer,
+  )
+  if loaded.optimizer is None:
+    means = "no optimizer state: a start, which can't be resumed"
+  else:
+    means = "the optimizer's state, to resume from"
+  return Saved(str(path), f'{", ".join(params)} at step {step}; {means}')
+
+
+def _cast(tree: Any, dtype: str) -> Any:
+  return jax.tree.map(lambda x: x.astype(dtype), tree)
 
 
 def _left_out(config: T5Config, told: T5Config) -> str:

@@ -52,7 +52,7 @@ FORMATS: dict[Format, Description] = {
   't5x': Description(
     'a T5X checkpoint',
     'checkpoint_N, or checkpoint or state/ in it',
-    'backbone',
+    'model',
   ),
   'hf': Description('a transformers folder', hf_t5.CONFIG_FILE, 'backbone'),
   'mttl': Description(
@@ -85,6 +85,14 @@ def _has(file: str) -> Callable[[epath.Path], bool]:
   return lambda path: (path / file).exists()
 
 
+def _is_run(path: epath.Path) -> bool:
+  """Whether a folder is a run of ours: T5X's has a `model.json`, too."""
+  if not (path / run_folder.MODEL_FILE).exists():
+    return False
+  ours = (path / checkpoints.CHECKPOINTS_FOLDER).exists()
+  return ours or not t5x.is_checkpoint(path)
+
+
 def _is_mttl(path: epath.Path) -> bool:
   if path.is_dir():
     files = (file for pattern in _MTTL_FILES for file in path.glob(pattern))
@@ -97,7 +105,7 @@ def _is_mttl(path: epath.Path) -> bool:
 
 
 _TESTS: dict[Format, Callable[[epath.Path], bool]] = {
-  'run': _has(run_folder.MODEL_FILE),
+  'run': _is_run,
   'backbone': _has(frozen.FROZEN_FILE),
   'adapter': _has(adapter_folder.ADAPTER_FILE),
   'peft': _has(peft_files.CONFIG_FILE),

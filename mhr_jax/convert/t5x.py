@@ -11,11 +11,10 @@ from typing import Any
 
 from etils import epath
 from flax import traverse_util
-import jax
 import numpy as np
 
 from mhr_jax import checkpoints
-from mhr_jax.convert import t5x_files, t5x_names
+from mhr_jax.convert import t5x_files, t5x_names, t5x_tree
 from mhr_jax.errors import UserError, nearest
 from mhr_jax.t5 import config as config_lib
 from mhr_jax.t5 import parameters
@@ -54,7 +53,7 @@ def infer_config(folder: epath.PathLike) -> T5Config:
   Raises:
     UserError: there is no checkpoint, or it is no T5's.
   """
-  with t5x_files.open_target(folder) as target:
+  with t5x_files.open_part(folder) as target:
     return _infer(target.shapes, target.where)
 
 
@@ -67,8 +66,8 @@ def read_backbone(
   """Returns the backbone of a checkpoint, in the scanned layout.
 
   Leaves are read one after the other, the largest first, straight into their
-  places: reading needs little more memory than the backbone. Optimizer state
-  is not read.
+  places: reading needs little more memory than the backbone. Adapters, routers
+  and optimizer state are left out (see `t5x_routed`).
 
   Args:
     folder: `checkpoint_N`, or a folder of several, of which the newest counts.
@@ -83,15 +82,20 @@ def read_backbone(
       shape or not readable.
   """
   config_lib.check_dtype(dtype)
-  with t5x_files.open_target(folder) as target:
+  with t5x_files.open_part(folder) as target:
     if config is None:
       config = _infer(target.shapes, target.where)
     config = dataclasses.replace(config, scan_layers=True)
-    layout = t5x_names.find_layout(target.shapes)
+    shapes = {
+      name: shape
+      for name, shape in target.shapes.items()
+      if not t5x_tree.is_added(name)
+    }
+    layout = t5x_names.find_layout(shapes)
     leaves = list(t5x_names.list_leaves(config, layout))
     checkpoints.check_tree(
-      _as_tree(target.shapes),
-      _as_tree({leaf.name: leaf.shape for leaf in leaves}),
+      t5x_files.as_tree(shapes),
+      t5x_files.as_tree({leaf.name: leaf.shape for leaf in leaves}),
       where=target.where,
     )
     arrays = {
@@ -102,13 +106,6 @@ def read_backbone(
     for leaf in sorted(leaves, key=lambda leaf: -math.prod(leaf.shape)):
       t5x_names.as_t5x(arrays[leaf.path], leaf)[...] = target.read(leaf.name)
   return config, traverse_util.unflatten_dict(arrays, sep='/')
-
-
-def _as_tree(shapes: _Shapes) -> dict[str, jax.ShapeDtypeStruct]:
-  return {
-    name: jax.ShapeDtypeStruct(shape, np.float32)
-    for name, shape in shapes.items()
-  }
 
 
 def _infer(shapes: _Shapes, where: str) -> T5Config:
@@ -170,7 +167,9 @@ def write_checkpoint(
   """
   arrays = leaves_by_path(backbone)
   checkpoints.check_tree(
-    arrays, _as_tree(_our_shapes(config)), where='The backbone to write'
+    arrays,
+    t5x_files.as_tree(_our_shapes(config)),
+    where='The backbone to write',
   )
   layout = t5x_names.layout_of(config)
   if layout.scanned and not config.scan_layers:

@@ -4,7 +4,7 @@
 {state: {step, param_states}, target: parameters}. In the older one a msgpack
 file `checkpoint` holds the same, small arrays in themselves and large ones as
 TensorStore specs of zarr folders that lie beside it
-(t5x/checkpoints.py: Checkpointer). Of either, only `target` is read.
+(t5x/checkpoints.py: Checkpointer).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +13,7 @@ import dataclasses
 import logging
 import math
 import re
-from typing import Any
+from typing import Any, Literal
 
 from etils import epath
 from flax import serialization
@@ -29,9 +29,15 @@ from mhr_jax.tree_paths import leaves_by_path
 
 _log = logging.getLogger(__name__)
 
+PartName = Literal['target', 'state']
+
 STATE = 'state'
 PREFIX = 'checkpoint'
 _MSGPACK = 'checkpoint'
+_HELD_BY: dict[PartName, str] = {
+  'target': 'its parameters',
+  'state': "its step and the optimizer's state",
+}
 _STEP = re.compile(rf'{PREFIX}_(\d+)')
 _ORBAX_FILES = ('_METADATA', 'manifest.ocdbt', 'checkpoint')
 _STORES = {'gs': 'gcs', 's3': 's3'}
@@ -46,8 +52,8 @@ _ONE_BY_ONE = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Target:
-  """The parameters of one checkpoint.
+class Part:
+  """The parameters of one checkpoint, or what else it holds.
 
   Attributes:
     where: the folder, for messages.
@@ -58,6 +64,16 @@ class Target:
   where: str
   shapes: Mapping[str, tuple[int, ...]]
   read: Callable[[str], np.ndarray]
+
+
+def as_tree(
+  shapes: Mapping[str, tuple[int, ...]],
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """Returns shapes by name as `checkpoints.check_tree` takes them."""
+  return {
+    name: jax.ShapeDtypeStruct(shape, np.float32)
+    for name, shape in shapes.items()
+  }
 
 
 def find_checkpoint(folder: epath.PathLike) -> epath.Path:
@@ -145,72 +161,78 @@ def _is_begun(path: epath.Path) -> bool:
 
 
 @contextlib.contextmanager
-def open_target(folder: epath.PathLike) -> Iterator[Target]:
-  """Opens the parameters of a checkpoint; reads no array yet.
+def open_part(
+  folder: epath.PathLike, part: PartName = 'target'
+) -> Iterator[Part]:
+  """Opens a part of a checkpoint; reads no array yet.
 
   Args:
     folder: see `find_checkpoint`.
+    part: 'target' has the parameters; 'state' has the step and, under
+      `param_states`, the optimizer's state.
 
   Raises:
     UserError: there is no checkpoint, or it is not whole.
   """
   folder = find_checkpoint(folder)
   if not _is_orbax(folder):
-    yield _open_msgpack(folder)
+    yield _open_msgpack(folder, part)
     return
   with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
-    yield _open_orbax(folder / STATE, reader)
+    yield _open_orbax(folder / STATE, part, reader)
 
 
 def _open_orbax(
-  state: epath.Path, reader: ocp.PyTreeCheckpointHandler
-) -> Target:
+  state: epath.Path, part: PartName, reader: ocp.PyTreeCheckpointHandler
+) -> Part:
   """Opens the current form."""
 
   def read(name: str) -> np.ndarray:
     wanted: Any = ocp.RestoreArgs(restore_type=np.ndarray)
-    for key in reversed(['target', *name.split('/')]):
+    for key in reversed([part, *name.split('/')]):
       wanted = {key: wanted}
     args = ocp.args.PyTreeRestore(
       item=jax.tree.map(lambda _: 0, wanted),
       restore_args=wanted,
       partial_restore=True,
     )
-    with _explained(f'{state}: target/{name}'):
+    with _explained(f'{state}: {part}/{name}'):
       return jax.tree.leaves(reader.restore(state, args=args))[0]
 
   with _explained(str(state)):
     saved = reader.metadata(state).tree
-  leaves = leaves_by_path(_target_of(saved, state))
+  leaves = leaves_by_path(_part_of(saved, part, state))
   shapes = {name: tuple(leaf.shape) for name, leaf in leaves.items()}
-  return Target(str(state.parent), shapes, read)
+  return Part(str(state.parent), shapes, read)
 
 
-def _target_of(content: Mapping[str, Any], where: epath.Path) -> Any:
-  if isinstance(content.get('target'), Mapping):
-    return content['target']
+def _part_of(
+  content: Mapping[str, Any], part: PartName, where: epath.Path
+) -> Any:
+  if isinstance(content.get(part), Mapping):
+    return content[part]
   raise UserError(
-    f'{where} has no target, which is where T5X has its parameters; it has'
+    f'{where} has no {part}, which is where T5X has {_HELD_BY[part]}; it has'
     f' {", ".join(sorted(content))}.'
   )
 
 
-def _open_msgpack(folder: epath.Path) -> Target:
+def _open_msgpack(folder: epath.Path, part: PartName) -> Part:
   """Opens the older form."""
   file = folder / _MSGPACK
   with _explained(str(file)):
     content: Any = serialization.msgpack_restore(file.read_bytes())
-  target = _target_of(content.get('optimizer', content), file)
+  found = _part_of(content.get('optimizer', content), part, file)
   context = ts.Context(_ONE_BY_ONE)
   arrays = {
     name: _open_zarr(folder, leaf, context) if _is_spec(leaf) else leaf
-    for name, leaf in leaves_by_path(target, is_leaf=_is_spec).items()
+    for name, leaf in leaves_by_path(found, is_leaf=_is_spec).items()
   }
 
   def read(name: str) -> np.ndarray:
     array = arrays[name]
     if isinstance(array, ts.TensorStore):
-      with _explained(f'{folder}: target/{name}'):
+      with _explained(f'{folder}: {part}/{name}'):
         _check_chunks(array)
         array = array.read().result()
     if array.dtype == _BFLOAT16_AS_INTEGERS:
@@ -218,7 +240,7 @@ def _open_msgpack(folder: epath.Path) -> Target:
     return array
 
   shapes = {name: tuple(array.shape) for name, array in arrays.items()}
-  return Target(str(folder), shapes, read)
+  return Part(str(folder), shapes, read)
 
 
 def _is_spec(node: Any) -> bool:
@@ -275,7 +297,11 @@ def _explained(what: str) -> Iterator[None]:
 
 
 def write_state(
-  folder: epath.PathLike, target: Mapping[str, Any], *, step: int
+  folder: epath.PathLike,
+  target: Mapping[str, Any],
+  *,
+  step: int,
+  optimizer: Mapping[str, Any] | None = None,
 ) -> None:
   """Writes `checkpoint_<step>` in T5X's current form, whole or not at all.
 
@@ -283,6 +309,7 @@ def write_state(
     folder: what holds the checkpoints.
     target: the parameters, as T5X nests them.
     step: the step it is called after.
+    optimizer: the optimizer's state, as T5X nests `param_states`.
 
   Raises:
     UserError: the checkpoint exists.
@@ -304,7 +331,7 @@ def write_state(
     ),
   )
   state = {
-    'state': {'step': np.int32(step), 'param_states': {}},
+    'state': {'step': np.int32(step), 'param_states': dict(optimizer or {})},
     'target': dict(target),
   }
   with contextlib.closing(manager):

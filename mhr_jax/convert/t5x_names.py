@@ -4,7 +4,8 @@ T5X has two such networks. Its T5 1.1 (t5x/examples/t5) is unrolled and has our
 names and shapes; published checkpoints are its. The other one
 (t5x/examples/scalable_t5) has attention's kernels unflattened and a
 relative-position table in every layer; where it is scanned, it stacks layers
-on axis 1, under 'encoder/encoder'.
+on axis 1, under 'encoder/encoder'. A third one is ours: a routed model that
+T5X trains with `scan_layers` has our names.
 """
 
 from collections.abc import Iterator, Mapping
@@ -30,14 +31,17 @@ class Layout(NamedTuple):
     scanned: a leaf holds all layers, stacked on axis 1; else one layer's.
     heads_apart: attention's kernels have one axis for heads and one for a
       head's features; else one for both.
+    ours: scanned as we do, under 'encoder/layers' on axis 0.
   """
 
   scanned: bool
   heads_apart: bool
+  ours: bool = False
 
 
 UNROLLED = Layout(scanned=False, heads_apart=False)
 SCANNED = Layout(scanned=True, heads_apart=True)
+OURS = Layout(scanned=True, heads_apart=False, ours=True)
 
 
 class Leaf(NamedTuple):
@@ -48,7 +52,7 @@ class Leaf(NamedTuple):
     shape: T5X's.
     path: ours in the scanned layout: 'encoder/layers/attention/query/kernel'.
     layer: the layer of ours that it is; None where it is the whole.
-    stacked: whether T5X's has the layers on axis 1.
+    stacked: whether T5X's has the layers on axis 1, and ours on axis 0.
   """
 
   name: str
@@ -66,11 +70,15 @@ def in_layer(stack: str, name: str, layout: Layout) -> str:
   >>> in_layer('decoder', 'mlp/wo/kernel', SCANNED)
   'decoder/decoder/mlp/wo/kernel'
   """
+  if layout.ours:
+    return f'{stack}/layers/{name}'
   return f'{stack}/{stack if layout.scanned else "layers_0"}/{name}'
 
 
 def find_layout(shapes: Mapping[str, tuple[int, ...]]) -> Layout:
   """Returns the layout of a checkpoint, by T5X's names and shapes."""
+  if any(name.startswith('encoder/layers/') for name in shapes):
+    return OURS
   scanned = any(name.startswith('encoder/encoder/') for name in shapes)
   flat = Layout(scanned, heads_apart=False)
   query = shapes.get(in_layer('encoder', _QUERY, flat), ())
@@ -83,7 +91,8 @@ def count_layers(
   """Returns the layers of a stack, by T5X's names and shapes."""
   if layout.scanned:
     norm = shapes.get(in_layer(stack, _NORM, layout), ())
-    return norm[_LAYERS_AXIS] if len(norm) > _LAYERS_AXIS else 0
+    axis = 0 if layout.ours else _LAYERS_AXIS
+    return norm[axis] if len(norm) > _LAYERS_AXIS else 0
   found = (re.match(rf'{stack}/layers_(\d+)/', name) for name in shapes)
   return 1 + max((int(layer[1]) for layer in found if layer), default=-1)
 
@@ -139,6 +148,8 @@ def list_leaves(config: T5Config, layout: Layout) -> Iterator[Leaf]:
       shape[at : at + 1] = [config.num_heads, config.head_dim]
     if depth is None:
       yield Leaf(path, tuple(shape), path, None, False)
+    elif layout.ours:
+      yield Leaf(path, (depth, *shape), path, None, False)
     elif layout.scanned:
       stack = path.partition('/')[0]
       shape.insert(_LAYERS_AXIS, depth)

@@ -20,6 +20,15 @@ def to_t5x(params: Mapping[str, Any]) -> dict[str, Any]:
   return {**params['backbone'], **added}
 
 
+def is_added(name: str) -> bool:
+  """Whether a parameter is none of the backbone's, by T5X's name of it.
+
+  >>> is_added('routers/encoder/mlp/wo/routing_logits')
+  True
+  """
+  return name.partition('/')[0] in _ADDED
+
+
 def from_t5x(tree: Mapping[str, Any]) -> dict[str, Any]:
   """Returns what `to_t5x` joined.
 
