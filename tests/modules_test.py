@@ -321,6 +321,7 @@ def test_a_checkpoint_takes_the_place_of_params():
     ('dense', {'n_splits': 4}, {}, TASKS, 'RoutedDense: 8 features in, 6 out'),
     ('dense', {}, {}, None, 'no task_ids.*3 tasks'),
     ('dense', {}, {}, TASKS[:3], r'4 row\(s\), and there are 3 task ids'),
+    ('dense', {}, {}, TASKS[:2], r'4 row\(s\), and there are 2 task ids'),
     ('dense', {}, {}, 1, r'task_ids are int32\[\]'),
     ('dense', {}, {}, np.ones(4), r'task_ids are float32\[4\]'),
     ('dense', {'router_scope': 'model'}, {}, TASKS, 'route'),
