@@ -20,21 +20,24 @@ _LORA = {
 }
 
 
-def draw(method, seed):
+def draw(method, seed, *, smooth=False):
   """Returns a T5 and adapters for some of its linears, of random sizes.
 
   Args:
     method: 'poly' has one split, 'mhr' several; 'lora' has one skill and an
       alpha that is not its rank.
     seed: of the draw.
+    smooth: always T5 1.1, whose gelu has a gradient everywhere; else T5 1.0,
+      with relu, as often.
   """
   seed = (seed, METHODS.index(method))
   rng = np.random.default_rng(seed)
   n_splits = int(rng.integers(2, 5)) if method == 'mhr' else 1
-  family = str(rng.choice(['t5_1_1', 't5_1_0']))
+  families = ['t5_1_1', 't5_1_0']
+  family = families[0 if smooth else rng.integers(2)]
   config = random_t5.draw_config(family, seed, n_splits=n_splits)
   names = sorted({p.split('/')[-1] for p in config_lib.list_linears(config)})
-  chosen = rng.choice(names, rng.integers(1, 4), replace=False)
+  chosen = rng.choice(names, rng.integers(1, 3), replace=False)
   targets = f'.*/({"|".join(sorted(chosen))})'
   rank = int(rng.integers(1, 5))
   if method == 'lora':

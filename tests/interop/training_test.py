@@ -5,11 +5,11 @@ and take the same steps: PEFT's adapters with torch's and transformers'
 optimizers and schedules there, `trainer.fit` here. Nothing is sampled: there
 is no dropout, and PEFT's routers alone are in eval mode.
 
-Inputs and targets have at least three tokens. Attention over one key has no
-gradient for its query and key; what rounding leaves of it, about 1e-9, is not
-the same in two libraries, and rules that divide a gradient by its own size
-make whole steps of it (Adafactor at once, AdamW as far as its epsilon lets
-it).
+Where the gradient itself is not defined, or is 0, rounding decides what it is,
+and rules that divide a gradient by its own size (Adafactor; AdamW as far as
+its epsilon lets it) make whole steps of that. So no input or target has fewer
+than three tokens, since attention over one key has no gradient for its query
+and key; and relu, which has none at 0, is trained by SGD alone.
 """
 
 import functools
@@ -51,7 +51,7 @@ RULES = {
   ),
   'sgd with momentum': OptimizerSettings(
     'sgd',
-    {'adapters': 0.02, 'routers': 0.2},
+    {'adapters': 0.1, 'routers': 1.0},
     'cosine',
     warmup_steps=4,
     weight_decay={'adapters': 0.0},
@@ -71,9 +71,9 @@ RULES = {
     scale_parameter=True,
   ),
 }
-POLY = [('poly', 1), ('poly', 6), ('poly', 7)]
-MHR = [('mhr', 0), ('mhr', 1), ('mhr', 3)]
-LORA = [('lora', 1), ('lora', 2), ('lora', 4)]
+POLY = [('poly', seed) for seed in (0, 2, 5)]
+MHR = [('mhr', seed) for seed in (0, 3, 9)]
+LORA = [('lora', seed) for seed in (0, 2, 4)]
 DRAWS = {
   'sgd': POLY[:2] + MHR[:2],
   'sgd with momentum': POLY[2:] + MHR[2:],
@@ -185,7 +185,7 @@ def train_ours(model, params, settings, batches):
 @pytest.mark.parametrize(('rule', 'method', 'seed'), CASES)
 def test_thirty_steps(torch, report_difference, rule, method, seed):
   settings = RULES[rule]
-  config, added = random_peft.draw(method, seed)
+  config, added = random_peft.draw(method, seed, smooth=settings.name != 'sgd')
   theirs, params = random_peft.wrap(config, added, seed)
   batches = functools.partial(draw_batch, config, added, seed)
   losses, trained = train_ours(
