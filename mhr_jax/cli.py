@@ -189,6 +189,7 @@ def _add_run_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
   show = add('show', _run_show, 'print the resolved configuration', gin=True)
   show.add_argument('files', nargs='*', metavar='FILE.gin')
   add('study', _run_study, 'compare methods: train, adapt, report', gin=True)
+  add('doctor', _run_doctor, 'say what this environment can do', gin=False)
 
 
 def _add_conversion_commands(
@@ -417,6 +418,14 @@ def _run_study(options: argparse.Namespace) -> None:
   given = {'command': options.command_line}
   resolved = configuration.resolve(study.study, given=(*given, 'config_text'))
   configuration.call(study.study, config_text=resolved.to_text(), **given)
+
+
+def _run_doctor(options: argparse.Namespace) -> None:
+  del options
+  from mhr_jax import doctor
+
+  for line in doctor.to_text(doctor.examine()):
+    print(line, flush=True)
 
 
 if __name__ == '__main__':
