@@ -235,7 +235,7 @@ class RoutedModel:
       names = kwargs.get('rngs') or {}
       keys = dict.fromkeys(('params', *names), jax.random.key(0))
       kwargs = {k: v for k, v in kwargs.items() if k not in _OF_APPLY}
-      self._look(keys, args, kwargs)
+      self._note(keys, args, kwargs)
     for path, pair in pairs.items():
       if path in self._stacks:  # else this call does not come to the linear
         stacked = jax.tree.map(self._stacks[path].place, pair)
@@ -243,37 +243,44 @@ class RoutedModel:
     return params
 
   def _look(self, rngs, args, kwargs):
-    """Returns all linears and those that are adapted; notes their stacks."""
-    noted: dict[str, _Linear] = {}
+    """Returns all linears and those that are adapted."""
+    found, problems = self._note(rngs, args, kwargs)
+    if not found or '' in found:
+      raise UserError(_nothing_inside(self.model, self.linears, found))
+    selected = adapters_lib.select_linears(self.config, found)
+    for path in selected:
+      if path in problems:
+        raise UserError(f'{path} {problems[path]}')
+    return found, {path: found[path] for path in selected}
+
+  def _note(self, rngs, args, kwargs):
+    """Returns the linears of a call and what is wrong; keeps their stacks."""
+    noted: dict[tuple[str, ...], _Linear] = {}
 
     def note(module, x, y):
       module.param(_PROBE, nn.initializers.zeros, _PROBE_SHAPE)
-      noted['/'.join(module.path)] = _describe(module, x, y)
+      noted[module.path] = _describe(module, x, y)
       return y
 
     def init():
       with nn.intercept_methods(_on_linears(self.linears, note)):
         return self.model.init(rngs, *args, **kwargs)
 
-    tree = jax.eval_shape(init)['params']
+    tree = jax.eval_shape(init).get('params', {})
     params: dict[Any, Any] = traverse_util.flatten_dict(tree)
-    if not noted or '' in noted:
-      raise UserError(_nothing_inside(self.model, self.linears, noted))
-    found = {}
-    for path, linear in noted.items():
-      probe = params[(*path.split('/'), _PROBE)]
-      axes = [i for i, n in enumerate(probe.shape) if n not in _PROBE_SHAPE]
-      stack = _Stack(tuple(axes), tuple(probe.shape[i] for i in axes))
-      self._stacks[path] = stack
+    found, problems = {}, {}
+    for parts, linear in noted.items():
+      shape, path = params[(*parts, _PROBE)].shape, '/'.join(parts)
+      axes = tuple(i for i, n in enumerate(shape) if n not in _PROBE_SHAPE)
+      self._stacks[path] = _Stack(axes, tuple(shape[i] for i in axes))
       found[path] = LinearShape(
-        math.prod(stack.sizes), linear.in_features, linear.out_features
+        math.prod(self._stacks[path].sizes),
+        linear.in_features,
+        linear.out_features,
       )
-    selected = adapters_lib.select_linears(self.config, found)
-    chosen = {path: found[path] for path in selected}
-    for path in chosen:
-      if noted[path].problem:
-        raise UserError(f'{path} {noted[path].problem}')
-    return found, chosen
+      if linear.problem:
+        problems[path] = linear.problem
+    return found, problems
 
 
 def _describe(module, x, y):
@@ -288,8 +295,8 @@ def _describe(module, x, y):
   return _Linear(in_features, math.prod(y.shape[len(rest) :]), problem)
 
 
-def _nothing_inside(model, linears, noted):
-  if noted:
+def _nothing_inside(model, linears, found):
+  if found:
     return f'The model is itself one linear: use RoutedDense for {model!r}.'
   names = ', '.join(cls.__name__ for cls in linears)
   return (

@@ -1,5 +1,6 @@
 """route: adapters in models of Flax's own parts, however they are put up."""
 
+import dataclasses
 import functools
 
 from flax import linen as nn
@@ -21,6 +22,7 @@ CONFIG = AdapterConfig(
 )
 TASKS = np.array([2, 0, 2, 1])
 WIDTH = 8
+ADDED = ('adapters', 'routers')
 
 
 class Block(nn.Module):
@@ -105,8 +107,7 @@ def random_variables(routed, x):
 
 def own_part(variables):
   """Returns the variables of the model itself."""
-  added = ('adapters', 'routers')
-  return {k: tree for k, tree in variables.items() if k not in added}
+  return {k: tree for k, tree in variables.items() if k not in ADDED}
 
 
 @functools.cache
@@ -121,7 +122,7 @@ def test_init_leaves_the_models_own_variables_as_they_are():
   routed, _, _, x = routed_model('vision')
   variables = jax.jit(routed.init)(jax.random.key(0), x, task_ids=TASKS)
   own = jax.jit(MODELS['vision'][0].init)(jax.random.key(0), x)
-  assert variables.keys() == own.keys() | {'adapters', 'routers'}
+  assert variables.keys() == own.keys() | set(ADDED)
   for collection in own:
     jax.tree.map(
       np.testing.assert_array_equal, variables[collection], own[collection]
@@ -160,8 +161,7 @@ def test_it_is_the_plain_model_with_each_tasks_low_rank_sum_in_its_kernels(
   _, variables, routed_apply, x = routed_model(name)
   model, _ = MODELS[name]
   y = routed_apply(variables, x, task_ids=TASKS)
-  own = {k: v for k, v in variables.items() if k not in ('adapters', 'routers')}
-  apply = jax.jit(model.apply)
+  own, apply = own_part(variables), jax.jit(model.apply)
   for i, task in enumerate(TASKS):
     low_rank = adapters.task_adapter(variables, int(task), CONFIG)
     flat = adapters.list_inventories(low_rank)
@@ -195,7 +195,7 @@ def test_scanned_layers_have_the_adapters_of_unrolled_ones(stacked_on):
     return {**{k: v for k, v in tree.items() if k != 'layer'}, **layers}
 
   plain = {'params': unrolled(variables['params'], stacked_on)}
-  for name in ('adapters', 'routers'):
+  for name in ADDED:
     layers = unrolled(variables[name], 0)
     plain[name] = jax.tree.map(lambda x: x[None], layers)
   expected = jax.jit(route(Decoder(), CONFIG).apply)(plain, IDS, task_ids=TASKS)
@@ -205,7 +205,7 @@ def test_scanned_layers_have_the_adapters_of_unrolled_ones(stacked_on):
 def test_gradients_and_training_reach_adapters_alone():
   routed, variables, _, x = routed_model('decoder, scanned')
   own = {'params': variables['params']}
-  trained = {k: variables[k] for k in ('adapters', 'routers')}
+  trained = {k: variables[k] for k in ADDED}
 
   @jax.jit
   def step(trained):
@@ -347,6 +347,17 @@ def test_a_method_that_calls_some_of_the_linears():
   other = apply(variables, x, task_ids=TASKS[::-1], method=first)
   assert y.shape == (4, 4, WIDTH)
   assert (abs(y - other).max(axis=(1, 2)) > 1e-3).all()
+  # Here the method comes to no linear that is routed.
+  config = dataclasses.replace(CONFIG, targets='blocks_1/.*')
+  later = {k: {'blocks_1': variables[k]['blocks_1']} for k in ADDED}
+  apply = jax.jit(route(model, config).apply, static_argnames='method')
+  np.testing.assert_allclose(
+    apply({**variables, **later}, x, task_ids=TASKS, method=first),
+    jax.jit(model.apply, static_argnames='method')(
+      own_part(variables), x, method=first
+    ),
+    rtol=1e-6,
+  )
   whole = jax.jit(routed.apply)(variables, x, task_ids=TASKS)
   expected = routed_model('vision')[2](variables, x, task_ids=TASKS)
   np.testing.assert_array_equal(whole, expected)
