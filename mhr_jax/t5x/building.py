@@ -4,14 +4,19 @@ from collections.abc import Callable
 import dataclasses
 from typing import Any
 
-from etils import epath
 from t5x import gin_utils
 
 from mhr_jax import methods, run_folder
 from mhr_jax.adapters import AdapterConfig
+from mhr_jax.convert import t5x_routed
+from mhr_jax.data import preprocessors
+from mhr_jax.errors import UserError
 from mhr_jax.model import MixIn, RoutedT5
+from mhr_jax.optimizer_state import OptimizerDescription
 from mhr_jax.t5.config import T5Config
+from mhr_jax.t5x.optimizer import RoutedOptimizer
 from mhr_jax.task_table import TaskTable
+from mhr_jax.vocabulary import Vocabulary
 
 
 def build_routed(
@@ -64,7 +69,8 @@ def summarize_config(
   """Writes what `mhr_jax.load` needs beside T5X's checkpoints.
 
   T5X calls it once at the start (`train.summarize_config_fn`). Written are
-  T5X's own summary, `model.json` and `tasks.json`.
+  T5X's own summary and the files of `mhr_jax.convert.t5x_routed`: which model,
+  tasks, vocabulary and optimizer it is.
 
   Args:
     model_dir: T5X's MODEL_DIR.
@@ -75,5 +81,21 @@ def summarize_config(
   """
   gin_utils.summarize_gin_config(model_dir, summary_writer, step)
   run_folder.write_description(
-    epath.Path(model_dir), model=model.routed, task_table=task_table
+    model_dir,
+    model=model.routed,
+    task_table=task_table,
+    vocabulary=_find_vocabulary(model),
   )
+  optimizer = model.optimizer_def
+  if isinstance(optimizer, RoutedOptimizer):
+    t5x_routed.write_optimizer(
+      model_dir, OptimizerDescription(optimizer.settings, optimizer.trains)
+    )
+
+
+def _find_vocabulary(model: Any) -> Vocabulary | None:
+  """Returns the vocabulary where it is one that can be saved."""
+  try:
+    return preprocessors.from_seqio(model.output_vocabulary)
+  except UserError:
+    return None
