@@ -4,10 +4,11 @@ Saved with every checkpoint, so that names and not bare numbers choose rows of
 the routing logits.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 import dataclasses
 import functools
 import json
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,9 @@ class TaskTable:
 
   Attributes:
     names: unique task names in the order of their ids.
+
+  Raises:
+    UserError: a name is no text, or is listed twice.
   """
 
   names: tuple[str, ...]
@@ -28,6 +32,8 @@ class TaskTable:
     object.__setattr__(self, 'names', tuple(self.names))
     seen = set()
     for name in self.names:
+      if not isinstance(name, str):
+        raise UserError(f'The name of a task is a text, not {name!r}.')
       if name in seen:
         raise UserError(f'Task {name!r} is listed twice in the task table.')
       seen.add(name)
@@ -69,7 +75,17 @@ class TaskTable:
   @classmethod
   def from_json(cls, text: str) -> 'TaskTable':
     """Reads what `to_json` wrote."""
-    names = json.loads(text)
-    if not isinstance(names, Sequence) or isinstance(names, str):
-      raise UserError('A task table is a JSON list of task names.')
+    return cls.from_names(json.loads(text))
+
+  @classmethod
+  def from_names(cls, names: Any) -> 'TaskTable':
+    """Makes a table of what a person or a file says are the names.
+
+    Raises:
+      UserError: it is no list of different texts.
+    """
+    if isinstance(names, str) or not isinstance(names, Iterable):
+      raise UserError(
+        f'Tasks are named by a list, such as ["copy"], not by {names!r}.'
+      )
     return cls(tuple(names))

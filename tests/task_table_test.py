@@ -32,3 +32,13 @@ def test_unknown_name_gives_the_nearest():
 def test_duplicates_are_an_error():
   with pytest.raises(UserError, match="'a' is listed twice"):
     TaskTable(('a', 'a'))
+
+
+def test_names_are_a_list_of_texts():
+  assert TaskTable.from_names(['a', 'b']) == TaskTable(('a', 'b'))
+  with pytest.raises(UserError, match="not by 'abc'"):
+    TaskTable.from_names('abc')
+  with pytest.raises(UserError, match='not by 3'):
+    TaskTable.from_names(3)
+  with pytest.raises(UserError, match='is a text, not 1'):
+    TaskTable(('a', 1))
