@@ -305,8 +305,9 @@ def compute_mixing_weights(
 ) -> Weights:
   """Computes every linear's mixing weights for a batch.
 
-  Task ids are not checked here (the host does, in `TaskTable`); a row beyond
-  the last is NaN, so a wrong one cannot train some other task's row.
+  Task ids are not checked here (the host does, in `TaskTable`): under mixing
+  that depends on the task, the weights of an id outside 0 … n_tasks - 1 are
+  NaN, so that a wrong one neither gets nor trains some other task's row.
 
   Args:
     routers: what `init_routers` returns; unused by 'uniform' and 'private'.
@@ -330,6 +331,7 @@ def compute_mixing_weights(
   elif form.mixing == 'private':
     own = jax.nn.one_hot(task_ids, n_skills)[:, None, :]
     own = jnp.broadcast_to(own, (own.shape[0], config.n_splits, n_skills))
+    own = _only_known(own, task_ids, n_skills)
     rows = dict.fromkeys(names, own)
   else:
     logits = {name: _logits_of(routers, name) for name in names}
@@ -359,14 +361,18 @@ def _learned_weights(logits, task_ids, form, noise_key, example_index):
     }
     dtype = next(iter(logits.values())).dtype
     noise = draw_noise(noise_key, shapes, example_index, dtype)
-  return {
-    name: mixing_weights(
-      jnp.take(x, task_ids, axis=-3, mode='fill'),
-      form,
-      noise=noise.get(name),
-    )
-    for name, x in logits.items()
-  }
+  weights = {}
+  for name, x in logits.items():
+    rows = jnp.take(x, task_ids, axis=-3, mode='fill')
+    rows = mixing_weights(rows, form, noise=noise.get(name))
+    weights[name] = _only_known(rows, task_ids, x.shape[-3])
+  return weights
+
+
+def _only_known(weights, task_ids, n_tasks):
+  """Returns [..., batch, split, skill] with NaN where there is no task."""
+  known = (task_ids >= 0) & (task_ids < n_tasks)
+  return jnp.where(known[:, None, None], weights, jnp.nan)
 
 
 def _per_layer(weights, layers):

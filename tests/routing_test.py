@@ -278,10 +278,22 @@ def test_there_is_no_noise_without_a_key_or_in_other_forms():
     jax.tree.map(np.testing.assert_array_equal, weights, sigmoid)
 
 
-def test_a_row_beyond_the_last_is_nan_and_not_another_tasks():
-  weights = weights_of(init('module'), np.array([4, 5]))['encoder/mlp/wo']
+@pytest.mark.parametrize('mixing', sorted(set(routing.MIXINGS) - {'uniform'}))
+def test_an_id_that_no_task_has_is_nan_and_not_another_tasks(mixing):
+  last = SIZES['n_skills' if mixing == 'private' else 'n_tasks'] - 1
+  task_ids = np.array([last, last + 1, -1, -last - 1])
+  options = {'mixing': mixing, 'noise_key': jax.random.key(0)}
+  weights = weights_of(init('module'), task_ids, **options)['encoder/mlp/wo']
   assert jnp.isfinite(weights[:, 0]).all()
-  assert jnp.isnan(weights[:, 1]).all()
+  assert jnp.isnan(weights[:, 1:]).all()
+
+
+def test_an_id_that_no_task_has_trains_no_row():
+  def total(routers):
+    return sum(x.sum() for x in weights_of(routers, np.array([-1, 9])).values())
+
+  gradients = jax.grad(total)(init('module'))
+  assert not any(g.any() for g in jax.tree.leaves(gradients))
 
 
 def test_rows_of_new_tasks():
