@@ -1,7 +1,8 @@
 """Adapters alone, without the backbone they belong to: a few megabytes.
 
   adapter.json         the model's configuration (adapters, and the backbone
-                       they fit), the task table, the arrays' checksum
+                       they fit), the task table, the arrays' checksum and,
+                       where it is known, the backbone's
   adapter.safetensors  the arrays, by our paths: adapters/encoder/mlp/wo/a
 
 Every format that holds adapters alone is read into an `AdapterBundle` and
@@ -25,6 +26,7 @@ from mhr_jax.convert import tensor_files
 from mhr_jax.errors import UserError
 from mhr_jax.fusing import Task, effective_adapters
 from mhr_jax.model import RoutedT5
+from mhr_jax.t5 import parameters
 from mhr_jax.t5.config import T5Config, list_linears
 from mhr_jax.task_table import TaskTable
 from mhr_jax.tree_paths import leaves_by_path
@@ -43,6 +45,8 @@ class AdapterBundle:
     params: {'adapters': …} and, where routing is learned, 'routers'.
     task_table: which task id is which task; None where nobody said.
     backbone: the shape of the backbone that they fit.
+    backbone_checksum: `checksum_backbone` of the one that they were trained
+      on; None where nobody said.
 
   Raises:
     UserError: the parts do not fit each other; the message names the leaves.
@@ -52,6 +56,7 @@ class AdapterBundle:
   params: Mapping[str, Any]
   task_table: TaskTable | None
   backbone: T5Config
+  backbone_checksum: str | None = None
 
   def __post_init__(self):
     check_params(self.config, self.params, self.backbone, where='The adapter')
@@ -113,61 +118,56 @@ def effective_bundle(bundle: AdapterBundle, task: Task) -> AdapterBundle:
   if table is not None:
     table = TaskTable((task if isinstance(task, str) else table.names[task],))
   one = dataclasses.replace(config.without_routing(1), router_scope='module')
-  return AdapterBundle(one, {'adapters': adapters}, table, bundle.backbone)
+  return AdapterBundle(
+    one,
+    {'adapters': adapters},
+    table,
+    bundle.backbone,
+    bundle.backbone_checksum,
+  )
+
+
+def checksum_backbone(backbone: Mapping[str, Any], config: T5Config) -> str:
+  """Returns the checksum by which adapters know their backbone.
+
+  It is `checksums.checksum` of the scanned form, so that one backbone has one
+  checksum in either layout; in another dtype it has another.
+
+  Args:
+    backbone: the parameters, scanned or unrolled.
+    config: says which.
+  """
+  if not config.scan_layers:
+    backbone = parameters.stack_layers(backbone, config)
+  return checksum(backbone)
 
 
 def save_adapter(folder: epath.PathLike, bundle: AdapterBundle) -> None:
-  """Writes adapters alone; the folder has them whole or is none.
+  """Writes adapters alone; the folder is there whole or not at all.
 
   Args:
-    folder: made if absent; an adapter that it holds is replaced.
+    folder: absent or empty.
     bundle: what to write.
 
   Raises:
-    UserError: the folder holds something else.
+    UserError: the folder holds something, or cannot be written.
   """
-  folder = checkpoints.absolute(folder)
-  claim_folder(folder, (ADAPTER_FILE, ARRAYS_FILE))
   arrays = _as_arrays(bundle.params)
-  tensor_files.write_tensors(folder / ARRAYS_FILE, leaves_by_path(arrays))
   table = bundle.task_table
   facts = {
     'format_version': FORMAT_VERSION,
     'model': run_folder.model_to_json(bundle.model),
     'tasks': None if table is None else list(table.names),
     'checksum': checksum(arrays),
+    'backbone_checksum': bundle.backbone_checksum,
   }
-  run_files.write_json(folder / ADAPTER_FILE, facts)
+  with run_files.new_folder(checkpoints.absolute(folder)) as place:
+    tensor_files.write_tensors(place / ARRAYS_FILE, leaves_by_path(arrays))
+    run_files.write_json(place / ADAPTER_FILE, facts)
 
 
 def _as_arrays(params: Mapping[str, Any]) -> dict[str, Any]:
   return jax.tree.map(np.asarray, dict(params))
-
-
-def claim_folder(folder: epath.Path, ours: tuple[str, ...]) -> None:
-  """Makes a folder to write files to, unless it holds something else.
-
-  Args:
-    folder: to write to.
-    ours: names of the files that will be written, and may be replaced.
-
-  Raises:
-    UserError: it is a file, or a folder with other things in it.
-  """
-  if folder.exists() and not folder.is_dir():
-    raise UserError(f'{folder} is a file; name a folder to write to.')
-  folder.mkdir(parents=True, exist_ok=True)
-  temporary = {f'.{name}.tmp' for name in ours}
-  others = sorted(
-    path.name
-    for path in folder.iterdir()
-    if path.name not in ours and path.name not in temporary
-  )
-  if others:
-    raise UserError(
-      f'{folder} holds something else: {", ".join(others[:4])}. Choose a new'
-      ' or empty folder.'
-    )
 
 
 def load_adapter(folder: epath.PathLike) -> AdapterBundle:
@@ -184,10 +184,11 @@ def load_adapter(folder: epath.PathLike) -> AdapterBundle:
       altered, or its arrays are not those of its configuration.
   """
   folder = checkpoints.absolute(folder)
-  facts, where = _read_facts(folder), str(folder / ADAPTER_FILE)
-  model = run_folder.model_from_json(facts['model'], where=f'{where}: model')
+  facts, model = _read_model(folder)
   if model.adapters is None:
-    raise UserError(f'{where} describes a model without adapters.')
+    raise UserError(
+      f'{folder / ADAPTER_FILE} describes a model without adapters.'
+    )
   arrays = tensor_files.read_tensors(folder / ARRAYS_FILE)
   params = traverse_util.unflatten_dict(arrays, sep='/')
   at = str(folder / ARRAYS_FILE)
@@ -199,8 +200,32 @@ def load_adapter(folder: epath.PathLike) -> AdapterBundle:
       f' {found}, {ADAPTER_FILE} has {facts["checksum"]}. Copy it again.'
     )
   tasks = facts['tasks']
-  table = None if tasks is None else TaskTable(tuple(tasks))
-  return AdapterBundle(model.adapters, params, table, model.config)
+  table = None if tasks is None else TaskTable.from_names(tasks)
+  return AdapterBundle(
+    model.adapters,
+    params,
+    table,
+    model.config,
+    facts.get('backbone_checksum'),  # Early files have none.
+  )
+
+
+def read_backbone_config(folder: epath.PathLike) -> T5Config:
+  """Returns the backbone that an adapter fits; reads no array.
+
+  Args:
+    folder: see `load_adapter`.
+
+  Raises:
+    UserError: the folder is none of ours, of a newer format or cut short.
+  """
+  return _read_model(checkpoints.absolute(folder))[1].config
+
+
+def _read_model(folder: epath.Path) -> tuple[dict[str, Any], RoutedT5]:
+  facts = _read_facts(folder)
+  where = f'{folder / ADAPTER_FILE}: model'
+  return facts, run_folder.model_from_json(facts['model'], where=where)
 
 
 def _read_facts(folder: epath.Path) -> dict[str, Any]:

@@ -1,18 +1,22 @@
-"""Writing the files of a run folder, on a local disk or in a bucket.
+"""Files and folders on a local disk or in a bucket, written whole; JSON read.
 
-Where a store cannot append, a file is written whole.
+Where a store cannot append, a file is written whole each time.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
 import dataclasses
 import json
 import math
 import time
 from typing import Any, Protocol
+import uuid
 
 from etils import epath
 import jax
 import numpy as np
+
+from mhr_jax.errors import UserError
 
 METRICS_FILE = 'metrics.jsonl'
 RUN_FILE = 'run.json'
@@ -65,6 +69,95 @@ def to_json_value(value: Any) -> Any:
   if value is None or isinstance(value, (bool, int, str)):
     return value
   return str(value)
+
+
+def read_json(path: epath.PathLike, kind: type = dict) -> Any:
+  """Returns what a JSON file holds.
+
+  Args:
+    path: of the file.
+    kind: of the value, dict or list.
+
+  Raises:
+    UserError: there is no such file, or it is cut short, altered or of another
+      kind; the message names the line and the column.
+  """
+  path = epath.Path(path)
+  try:
+    value = json.loads(path.read_text())
+  except (FileNotFoundError, NotADirectoryError):
+    raise UserError(
+      f'{path} is absent. It was not copied with the rest, or removed.'
+    ) from None
+  except json.JSONDecodeError as error:
+    raise UserError(
+      f'{path} is not whole JSON: {error.msg} at line {error.lineno}, column'
+      f' {error.colno}. It was cut short or altered: mend it there, or copy it'
+      ' again.'
+    ) from error
+  except UnicodeDecodeError as error:
+    raise UserError(f'{path} is no JSON: {error}.') from error
+  if not isinstance(value, kind):
+    wanted = 'object' if kind is dict else 'list'
+    raise UserError(f'{path} holds no JSON {wanted}.')
+  return value
+
+
+def check_format(facts: Mapping[str, Any], newest: int, *, where: str) -> None:
+  """Refuses a file of a format that this version does not read.
+
+  Args:
+    facts: with `format_version`; 0 without.
+    newest: the newest format that is read.
+    where: the file, for the message.
+  """
+  version = facts.get('format_version', 0)
+  if not isinstance(version, int):
+    raise UserError(
+      f'{where} has the format_version {version!r}; a whole number is wanted.'
+    )
+  if version > newest:
+    raise UserError(
+      f'{where} has format {version}; this version of mhr_jax reads up to'
+      f' {newest}. Install a newer one.'
+    )
+
+
+@contextlib.contextmanager
+def new_folder(folder: epath.PathLike) -> Iterator[epath.Path]:
+  """Yields where to write what lies in `folder` once it is whole.
+
+  That is a folder of its own name beside it, renamed at the end, or removed
+  where writing fails. A bucket cannot rename: there `folder` itself is
+  written to, and the file that says what it is must come last.
+
+  Args:
+    folder: absent or empty.
+
+  Raises:
+    UserError: it is neither, or cannot be written.
+  """
+  folder = epath.Path(folder)
+  place = folder
+  try:
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+      raise UserError(
+        f'{folder} exists and is not an empty folder: nothing is overwritten.'
+        ' Choose a new folder.'
+      )
+    if not is_remote(folder):
+      place = folder.parent / f'.{folder.name}.{uuid.uuid4().hex}.partial'
+    place.mkdir(parents=True, exist_ok=True)
+    yield place
+    if place != folder:
+      if folder.exists():
+        folder.rmdir()
+      place.rename(folder)
+  except OSError as error:
+    raise UserError(f'{folder} cannot be written: {error}.') from error
+  finally:
+    if place != folder and place.exists():
+      place.rmtree()
 
 
 def is_remote(path: epath.PathLike) -> bool:

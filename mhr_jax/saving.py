@@ -269,9 +269,9 @@ def _write_backbone(
     backbones.save_backbone(path, backbone, config, vocabulary=vocabulary)
   else:
     dtype = str(backbone['token_embedder']['embedding'].dtype)
-    hf_t5.write_backbone(path, config, backbone, dtype=dtype)
-    if vocabulary is not None:
-      hf_t5.write_vocabulary(path, vocabulary)
+    hf_t5.write_backbone(
+      path, config, backbone, dtype=dtype, vocabulary=vocabulary
+    )
 
 
 def _save_programs(

@@ -12,8 +12,7 @@
 The programs are what `jax.export` serialises; see `serving_programs`.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-import contextlib
+from collections.abc import Iterable, Mapping
 import dataclasses
 import inspect
 from typing import Any
@@ -76,7 +75,7 @@ def export_stablehlo(
       such task or platform, or the parameters or the task table are not the
       model's.
   """
-  with _whole_folder(checkpoints.absolute(folder)) as place:
+  with run_files.new_folder(checkpoints.absolute(folder)) as place:
     checkpoints.check_tree(params, model.abstract_params(), where='The tree')
     table = task_choice.known_tasks(model, task_table)
     tasks, served = _choices(model, table), None
@@ -170,31 +169,3 @@ def _write_weights(path: epath.Path, weights: Mapping[str, Any]) -> None:
         array = array.view(np.uint16)
       with archive.open(f'{name}.npy', 'w', force_zip64=True) as entry:
         np.lib.format.write_array(entry, array, allow_pickle=False)
-
-
-@contextlib.contextmanager
-def _whole_folder(folder: epath.Path) -> Iterator[epath.Path]:
-  """Gives a folder to write to, and renames it when all is written.
-
-  A bucket cannot rename: there the folder is written in place.
-  """
-  place = folder
-  try:
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-      raise UserError(f'{folder} exists already. Choose a new or empty folder.')
-    if run_files.is_remote(folder):
-      yield folder
-      return
-    place = folder.parent / f'.{folder.name}.tmp'
-    if place.exists():
-      place.rmtree()
-    place.mkdir(parents=True)
-    yield place
-    if folder.exists():
-      folder.rmdir()
-    place.rename(folder)
-  except OSError as error:
-    raise UserError(f'{folder} cannot be written: {error}.') from error
-  finally:
-    if place != folder and place.exists():
-      place.rmtree()

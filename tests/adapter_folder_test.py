@@ -12,8 +12,10 @@ from mhr_jax.adapter_folder import ADAPTER_FILE, ARRAYS_FILE, AdapterBundle
 from mhr_jax.adapters import AdapterConfig
 from mhr_jax.convert import tensor_files
 from mhr_jax.errors import UserError
+from mhr_jax.t5 import parameters
 from mhr_jax.task_table import TaskTable
 import random_adapters
+import t5x_checkpoints
 
 BACKBONE = random_adapters.BACKBONE
 
@@ -40,6 +42,36 @@ def test_what_is_saved_is_loaded_bit_for_bit(tmp_path, settings):
   assert_same(adapter_folder.load_adapter(tmp_path / 'adapter'), bundle)
 
 
+def test_the_backbones_checksum_is_kept_and_may_be_absent(tmp_path):
+  bundle = random_adapters.draw_bundle()
+  known = dataclasses.replace(bundle, backbone_checksum='12ab')
+  adapter_folder.save_adapter(tmp_path, known)
+  assert adapter_folder.load_adapter(tmp_path).backbone_checksum == '12ab'
+  one = adapter_folder.effective_bundle(known, 0)
+  assert one.backbone_checksum == '12ab'
+  path = tmp_path / ADAPTER_FILE
+  facts = json.loads(path.read_text())
+  del facts['backbone_checksum']
+  path.write_text(json.dumps(facts))
+  assert adapter_folder.load_adapter(tmp_path).backbone_checksum is None
+
+
+def test_a_backbone_has_one_checksum_in_either_layout():
+  scanned = t5x_checkpoints.draw_backbone(BACKBONE)
+  unrolled = parameters.unstack_layers(scanned, BACKBONE)
+  config = dataclasses.replace(BACKBONE, scan_layers=False)
+  expected = adapter_folder.checksum_backbone(scanned, BACKBONE)
+  assert adapter_folder.checksum_backbone(unrolled, config) == expected
+  unrolled['encoder']['layers_1']['mlp']['wo']['kernel'] *= 2
+  assert adapter_folder.checksum_backbone(unrolled, config) != expected
+
+
+def test_the_backbone_is_told_without_the_arrays(tmp_path):
+  adapter_folder.save_adapter(tmp_path, random_adapters.draw_bundle())
+  (tmp_path / ARRAYS_FILE).unlink()
+  assert adapter_folder.read_backbone_config(tmp_path) == BACKBONE
+
+
 def test_the_arrays_have_our_paths(tmp_path):
   adapter_folder.save_adapter(tmp_path, random_adapters.draw_bundle())
   arrays = tensor_files.read_tensors(tmp_path / ARRAYS_FILE)
@@ -47,41 +79,28 @@ def test_the_arrays_have_our_paths(tmp_path):
   assert arrays['routers/encoder/mlp/wo/routing_logits'].shape == (2, 5, 4, 3)
 
 
-def test_an_adapter_may_be_replaced_and_nothing_else(tmp_path):
+def test_nothing_is_overwritten(tmp_path):
   first, second = (random_adapters.draw_bundle(seed) for seed in (0, 1))
   adapter_folder.save_adapter(tmp_path, first)
-  adapter_folder.save_adapter(tmp_path, second)
-  assert_same(adapter_folder.load_adapter(tmp_path), second)
-  (tmp_path / 'notes.txt').write_text('mine')
-  with pytest.raises(UserError, match=r'something else: notes\.txt'):
-    adapter_folder.save_adapter(tmp_path, first)
+  with pytest.raises(UserError, match='not an empty folder.*Choose a new'):
+    adapter_folder.save_adapter(tmp_path, second)
+  assert_same(adapter_folder.load_adapter(tmp_path), first)
 
 
-def test_half_a_write_is_refused(tmp_path, monkeypatch):
-  adapter_folder.save_adapter(tmp_path, random_adapters.draw_bundle(0))
-
-  def fail(*_):
-    raise OSError('the disk is full')
-
-  monkeypatch.setattr(adapter_folder.run_files, 'write_json', fail)
-  with pytest.raises(OSError, match='full'):
-    adapter_folder.save_adapter(tmp_path, random_adapters.draw_bundle(1))
-  with pytest.raises(UserError, match='altered or damaged'):
-    adapter_folder.load_adapter(tmp_path)
-
-
-def test_a_failed_write_of_arrays_leaves_the_old_adapter(tmp_path, monkeypatch):
-  old = random_adapters.draw_bundle(0)
-  adapter_folder.save_adapter(tmp_path, old)
-
+@pytest.mark.parametrize('writes', ['save_file', 'write_json'])
+def test_half_a_write_leaves_nothing(tmp_path, monkeypatch, writes):
   def fail(*_, **__):
     raise OSError('the disk is full')
 
-  with monkeypatch.context() as patch:
-    patch.setattr(tensor_files.safetensors.numpy, 'save_file', fail)
-    with pytest.raises(OSError, match='full'):
-      adapter_folder.save_adapter(tmp_path, random_adapters.draw_bundle(1))
-  assert_same(adapter_folder.load_adapter(tmp_path), old)
+  owner = adapter_folder.run_files
+  if writes == 'save_file':
+    owner = tensor_files.safetensors.numpy
+  monkeypatch.setattr(owner, writes, fail)
+  with pytest.raises(UserError, match='cannot be written: the disk is full'):
+    adapter_folder.save_adapter(
+      tmp_path / 'adapter', random_adapters.draw_bundle(1)
+    )
+  assert not list(tmp_path.iterdir())
 
 
 def rewrite(folder, change):
@@ -143,6 +162,14 @@ def test_a_newer_format_is_refused(tmp_path):
   adapter_folder.save_adapter(tmp_path, random_adapters.draw_bundle())
   change_facts(tmp_path, format_version=9)
   with pytest.raises(UserError, match='format 9; .* up to 1'):
+    adapter_folder.load_adapter(tmp_path)
+
+
+@pytest.mark.parametrize('tasks', ['abcde', [1, 2, 3, 4, 5], 5])
+def test_tasks_that_are_no_list_of_names_are_refused(tmp_path, tasks):
+  adapter_folder.save_adapter(tmp_path, random_adapters.draw_bundle())
+  change_facts(tmp_path, tasks=tasks)
+  with pytest.raises(UserError, match='not (by )?(.abc|1|5)'):
     adapter_folder.load_adapter(tmp_path)
 
 

@@ -425,9 +425,11 @@ def test_a_folder_is_written_whole_or_not(tmp_path, monkeypatch):
   full, file = tmp_path / 'full', tmp_path / 'file'
   (full / 'kept').mkdir(parents=True)
   file.write_text('kept')
+  beside = tmp_path / '.new.tmp' / 'notes'
+  beside.mkdir(parents=True)  # looks like ours, and is not
   for place, message in (
-    (full, 'exists already'),
-    (file, 'exists already'),
+    (full, 'not an empty folder'),
+    (file, 'not an empty folder'),
     (file / 'inside', 'cannot be written'),
   ):
     with pytest.raises(UserError, match=message):
@@ -440,7 +442,8 @@ def test_a_folder_is_written_whole_or_not(tmp_path, monkeypatch):
   with pytest.raises(UserError, match='cannot be written: disk full'):
     save(tmp_path / 'new', 'bare T5 1.0')
   monkeypatch.undo()
-  assert sorted(tmp_path.iterdir()) == [file, full]
+  assert sorted(tmp_path.iterdir()) == [beside.parent, file, full]
+  assert beside.exists()
   (tmp_path / 'empty').mkdir()
   save(tmp_path / 'empty', 'bare T5 1.0')
   assert (tmp_path / 'empty' / 'run.py').exists()

@@ -8,13 +8,11 @@ Every parameter is read straight into its place, a megabyte at a time, so
 that reading needs hardly more memory than the backbone itself.
 """
 
-from collections.abc import Iterator, Mapping
-import contextlib
+from collections.abc import Mapping
 import functools
 import json
 import re
 from typing import Any, Protocol
-import uuid
 
 from etils import epath
 from flax import traverse_util
@@ -33,6 +31,7 @@ from mhr_jax.errors import UserError, nearest
 from mhr_jax.model import RoutedT5
 from mhr_jax.t5.config import T5Config
 from mhr_jax.tree_paths import leaves_by_path
+from mhr_jax.vocabulary import Vocabulary
 
 __all__ = [
   'CONFIG_FILE',
@@ -270,6 +269,7 @@ def write_backbone(
   backbone: Mapping[str, Any],
   *,
   dtype: str = 'float32',
+  vocabulary: Vocabulary | None = None,
   max_shard_bytes: int = safetensors_files.MAX_SHARD_BYTES,
 ) -> None:
   """Writes a folder that transformers loads as a T5ForConditionalGeneration.
@@ -282,11 +282,12 @@ def write_backbone(
     backbone: its parameters, scanned or unrolled as config says; arrays of
       NumPy or JAX.
     dtype: to store, 'float32' or 'bfloat16'.
+    vocabulary: written beside it, see `write_vocabulary`.
     max_shard_bytes: weights beyond are spread over several files.
 
   Raises:
     UserError: there are files already, the parameters are not config's, or
-      transformers has no such T5.
+      transformers has no such T5 or tokenizer.
   """
   folder = checkpoints.absolute(folder)
   _check_dtype(dtype)
@@ -300,39 +301,13 @@ def write_backbone(
     read = functools.partial(_as_stored, arrays, leaf)
     shape = _stored_shape(arrays, leaf)
     tensors[leaf.name] = safetensors_files.Lazy(shape, read)
-  with _new_folder(folder) as partial:
+  with run_files.new_folder(folder) as partial:
     safetensors_files.write_files(
       partial, tensors, dtype=dtype, max_shard_bytes=max_shard_bytes
     )
     run_files.write_json(
       partial / GENERATION_FILE, hf_config.generation_json(config)
     )
+    if vocabulary is not None:
+      write_vocabulary(partial, vocabulary)
     run_files.write_json(partial / CONFIG_FILE, values)
-
-
-@contextlib.contextmanager
-def _new_folder(folder: epath.Path) -> Iterator[epath.Path]:
-  """Yields where to write what is to lie in `folder` when it is whole.
-
-  A bucket cannot rename; there the file that says what the folder is must be
-  written last.
-  """
-  if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-    raise UserError(
-      f'{folder} exists and is not an empty folder: nothing is overwritten.'
-      ' Choose another, or remove it.'
-    )
-  if run_files.is_remote(folder):
-    folder.mkdir(parents=True, exist_ok=True)
-    yield folder
-    return
-  partial = folder.parent / f'.{folder.name}.{uuid.uuid4().hex}.partial'
-  partial.mkdir(parents=True)
-  try:
-    yield partial
-  except BaseException:
-    partial.rmtree()
-    raise
-  if folder.exists():
-    folder.rmdir()
-  partial.rename(folder)

@@ -61,13 +61,13 @@ def write_poly(
   """Writes a POLY folder for `peft.PeftModel.from_pretrained`.
 
   Args:
-    folder: new or empty, or an adapter's, which is replaced.
+    folder: absent or empty.
     bundle: with routing that PEFT has; see `peft_poly.to_peft`.
     base_model: the backbone's name on a hub, or its path.
 
   Raises:
     UserError: the routing has no equivalent in PEFT; the message names the
-      setting. Or the folder holds something else.
+      setting. Or the folder holds something.
   """
   _write(folder, peft_poly, bundle, base_model)
 
@@ -81,13 +81,13 @@ def write_lora(
   """Writes a LORA folder for `peft.PeftModel.from_pretrained`.
 
   Args:
-    folder: new or empty, or an adapter's, which is replaced.
+    folder: absent or empty.
     bundle: one adapter without routing, such as
       `adapter_folder.effective_bundle` returns.
     base_model: the backbone's name on a hub, or its path.
 
   Raises:
-    UserError: there are skills to mix, or the folder holds something else.
+    UserError: there are skills to mix, or the folder holds something.
   """
   _write(folder, peft_lora, bundle, base_model)
 

@@ -156,28 +156,22 @@ def write_folder(
   """Writes a folder that PEFT loads.
 
   Args:
-    folder: made if absent; an adapter that it holds is replaced.
+    folder: absent or empty.
     settings: for `adapter_config.json`, without what all kinds share.
     tensors: by their names in the file.
     task_table: which task id is which task.
 
   Raises:
-    UserError: the folder holds something else.
+    UserError: the folder holds something, or cannot be written.
   """
-  folder = epath.Path(folder)
-  files = (CONFIG_FILE, TENSORS_FILE, run_files.TASKS_FILE)
-  adapter_folder.claim_folder(folder, files)
-  # Settings come last: without them the folder is no adapter's.
-  for file in (CONFIG_FILE, run_files.TASKS_FILE):
-    (folder / file).unlink(missing_ok=True)
-  tensor_files.write_tensors(folder / TENSORS_FILE, tensors)
-  if task_table is not None:
-    path = folder / run_files.TASKS_FILE
-    run_files.write_text(path, task_table.to_json() + '\n')
   shared = {'task_type': 'SEQ_2_SEQ_LM', 'inference_mode': True}
-  path = folder / CONFIG_FILE
   text = json.dumps({**settings, **shared}, indent=2, sort_keys=True)
-  run_files.write_text(path, text + '\n')
+  with run_files.new_folder(folder) as place:
+    tensor_files.write_tensors(place / TENSORS_FILE, tensors)
+    if task_table is not None:
+      path = place / run_files.TASKS_FILE
+      run_files.write_text(path, task_table.to_json() + '\n')
+    run_files.write_text(place / CONFIG_FILE, text + '\n')
 
 
 def name_tensors(

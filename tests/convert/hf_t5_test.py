@@ -17,6 +17,7 @@ from mhr_jax.model import RoutedT5
 from mhr_jax.t5 import config as config_lib
 from mhr_jax.t5 import parameters
 from mhr_jax.tree_paths import leaves_by_path
+from mhr_jax.vocabulary import ByteVocabulary
 import peak_memory
 
 UNUSED = (
@@ -317,12 +318,14 @@ def test_a_folder_appears_when_it_is_whole(tmp_path):
   where.mkdir(parents=True)  # an empty folder may be there
   whole = backbone['token_embedder']['embedding']
   backbone['token_embedder']['embedding'] = Failing()
-  with pytest.raises(OSError, match='the disk is gone'):
+  with pytest.raises(UserError, match='hf cannot be written: the disk is gone'):
     hf_t5.write_backbone(where, config, backbone)
   assert list(tmp_path.rglob('*')) == [where.parent, where]
   backbone['token_embedder']['embedding'] = whole
-  hf_t5.write_backbone(where, config, backbone)
+  vocabulary = ByteVocabulary(7)
+  hf_t5.write_backbone(where, config, backbone, vocabulary=vocabulary)
   assert_equal(hf_t5.read_backbone(where)[1], backbone)
+  assert hf_t5.read_vocabulary(where) == vocabulary
 
 
 def test_parameters_of_another_config_are_not_written(tmp_path):

@@ -130,8 +130,8 @@ class TestPoly:
     assert not list(tmp_path.iterdir())
     for task in (2, 'average'):
       one = adapter_folder.effective_bundle(bundle, task)
-      peft.write_lora(tmp_path, one)
-      back = peft.read_adapter(tmp_path, BACKBONE)
+      peft.write_lora(tmp_path / str(task), one)
+      back = peft.read_adapter(tmp_path / str(task), BACKBONE)
       assert_same_params(back, one)
 
   def test_a_lora_is_no_poly(self, tmp_path):
@@ -436,16 +436,14 @@ class TestFolders:
     with pytest.raises(UserError, match='pickle.*allow_pickle'):
       peft.read_adapter(tmp_path, BACKBONE)
 
-  def test_an_adapter_is_replaced_and_nothing_else(self, tmp_path):
-    peft.write_poly(tmp_path, random_adapters.draw_bundle())
+  def test_nothing_is_overwritten(self, tmp_path):
     lora = draw_lora(names=False)
     peft.write_lora(tmp_path, lora)
+    with pytest.raises(UserError, match='not an empty folder.*Choose a new'):
+      peft.write_poly(tmp_path, random_adapters.draw_bundle())
     back = peft.read_adapter(tmp_path, BACKBONE)
     assert back.task_table is None
     assert_same_params(back, lora)
-    (tmp_path / 'config.json').write_text('{}')
-    with pytest.raises(UserError, match=r'something else: config\.json'):
-      peft.write_lora(tmp_path, lora)
 
   def test_settings_that_are_cut_short(self, tmp_path):
     peft.write_lora(tmp_path, draw_lora())
