@@ -148,7 +148,7 @@ def write_checkpoint(
   backbone: Mapping[str, Any],
   *,
   step: int = 0,
-) -> None:
+) -> epath.Path:
   """Writes `checkpoint_<step>` in T5X's current form, whole or not at all.
 
   It is unrolled, as published T5s are; where every layer has a table of
@@ -162,8 +162,12 @@ def write_checkpoint(
       their types.
     step: the step at which T5X goes on.
 
+  Returns:
+    The checkpoint's folder.
+
   Raises:
-    UserError: the checkpoint exists, or the parameters are not config's.
+    UserError: the folder is one checkpoint, or holds that step or a later
+      one; or the parameters are not config's.
   """
   arrays = leaves_by_path(backbone)
   checkpoints.check_tree(
@@ -180,7 +184,7 @@ def write_checkpoint(
       target[leaf.name] = np.asarray(arrays[leaf.name])
     else:
       target[leaf.name] = t5x_names.as_t5x(arrays[leaf.path], leaf)
-  t5x_files.write_state(
+  return t5x_files.write_state(
     folder, traverse_util.unflatten_dict(target, sep='/'), step=step
   )
 

@@ -296,13 +296,47 @@ def _explained(what: str) -> Iterator[None]:
     ) from error
 
 
+def check_free(folder: epath.PathLike, step: int) -> None:
+  """Refuses a folder in which a checkpoint would not be the newest.
+
+  Readers take the newest of a folder, so that an older one, though written,
+  would not be what they read.
+
+  Args:
+    folder: what holds the checkpoints, or will.
+    step: of the checkpoint to write.
+
+  Raises:
+    UserError: the folder is, or is called like, a checkpoint itself; or it
+      holds that step or a later one.
+  """
+  folder = checkpoints.absolute(folder)
+  if _STEP.fullmatch(folder.name) or _is_checkpoint(folder):
+    raise UserError(
+      f'{folder} is the place of one checkpoint, and {PREFIX}_{step} wants the'
+      f' folder that holds them: {folder.parent}, or a new one.'
+    )
+  checkpoint = folder / f'{PREFIX}_{step}'
+  if checkpoint.exists() and any(checkpoint.iterdir()):
+    raise UserError(
+      f'{checkpoint} exists: nothing is overwritten. Choose another folder, or'
+      ' remove it.'
+    )
+  newest = max(_checkpoints_in(folder), default=step)
+  if newest > step:
+    raise UserError(
+      f'{folder} holds {PREFIX}_{newest}, and the newest is what is read:'
+      f' {PREFIX}_{step} would not be. Choose another folder.'
+    )
+
+
 def write_state(
   folder: epath.PathLike,
   target: Mapping[str, Any],
   *,
   step: int,
   optimizer: Mapping[str, Any] | None = None,
-) -> None:
+) -> epath.Path:
   """Writes `checkpoint_<step>` in T5X's current form, whole or not at all.
 
   Args:
@@ -311,17 +345,16 @@ def write_state(
     step: the step it is called after.
     optimizer: the optimizer's state, as T5X nests `param_states`.
 
+  Returns:
+    The checkpoint's folder.
+
   Raises:
-    UserError: the checkpoint exists.
+    UserError: see `check_free`.
   """
   folder = checkpoints.absolute(folder)
+  check_free(folder, step)
   checkpoint = folder / f'{PREFIX}_{step}'
   if checkpoint.exists():
-    if any(checkpoint.iterdir()):
-      raise UserError(
-        f'{checkpoint} exists: nothing is overwritten. Choose another folder'
-        ' or step, or remove it.'
-      )
     checkpoint.rmdir()
   manager = ocp.CheckpointManager(
     folder,
@@ -335,6 +368,12 @@ def write_state(
     'target': dict(target),
   }
   with contextlib.closing(manager):
+    # Unforced, Orbax passes over a step that is not the newest it finds.
     manager.save(
-      step, args=ocp.args.Composite(**{STATE: ocp.args.PyTreeSave(state)})
+      step,
+      args=ocp.args.Composite(**{STATE: ocp.args.PyTreeSave(state)}),
+      force=True,
     )
+  if not _is_checkpoint(checkpoint):
+    raise RuntimeError(f'{checkpoint} was not written.')
+  return checkpoint

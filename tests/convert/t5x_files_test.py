@@ -160,6 +160,31 @@ def test_nothing_is_overwritten(tmp_path):
   )
 
 
+def test_only_the_newest_step_is_written_into_a_folder_of_checkpoints(tmp_path):
+  config = t5x_checkpoints.make_config()
+  backbone = t5x_checkpoints.draw_backbone(config)
+  t5x.write_checkpoint(tmp_path, config, backbone, step=5)
+  with pytest.raises(UserError, match=r'holds checkpoint_5.* another folder'):
+    t5x.write_checkpoint(tmp_path, config, backbone, step=3)
+  (tmp_path / 'checkpoint_9').mkdir()  # Without a state it is none.
+  newer = t5x_checkpoints.draw_backbone(config, 1)
+  t5x.write_checkpoint(tmp_path, config, newer, step=7)
+  t5x_checkpoints.assert_equal_trees(t5x.read_backbone(tmp_path)[1], newer)
+
+
+def test_a_checkpoint_does_not_go_into_another(tmp_path):
+  config = t5x_checkpoints.make_config()
+  backbone = t5x_checkpoints.draw_backbone(config)
+  t5x.write_checkpoint(tmp_path, config, backbone, step=5)
+  inside = tmp_path / 'checkpoint_5'
+  for folder in (inside, tmp_path / 'checkpoint_8'):
+    with pytest.raises(UserError, match=f'{tmp_path}, or a new one'):
+      t5x.write_checkpoint(folder, config, backbone, step=6)
+  inside.rename(tmp_path / 'mine')
+  with pytest.raises(UserError, match='is the place of one checkpoint'):
+    t5x.write_checkpoint(tmp_path / 'mine', config, backbone, step=6)
+
+
 def test_a_write_that_fails_leaves_no_checkpoint(tmp_path, monkeypatch):
   def fail(*args, **kwargs):
     raise OSError('disk full')
