@@ -6,10 +6,14 @@
     model.generate(['a text', 'another one'], task='copy')
 
 What comes in and goes out is NumPy and plain Python. A task is a name or an id
-wherever one is asked for; 'average' is the average adapter (the paper's mu).
+wherever one is asked for; 'average' is the average adapter (the paper's mu),
+unless a task is called so.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import inspect
+import logging
 from typing import Any, Literal
 
 from etils import epath
@@ -26,12 +30,15 @@ from mhr_jax.logits_checksum import (
   logits_checksum,
   probe_tokens,
 )
+from mhr_jax.routing import Mixing
 from mhr_jax.t5.config import Dtype, T5Config
 from mhr_jax.t5.decoding import DecodingSettings
 from mhr_jax.task_choice import TaskRows, Tasks
 from mhr_jax.vocabulary import Vocabulary
 
 _NORMALISATIONS = ('sum', 'average')
+
+_log = logging.getLogger(__name__)
 
 
 class Model:
@@ -127,7 +134,7 @@ class Model:
     Raises:
       UserError: see `logits` and `DecodingSettings`.
     """
-    settings = DecodingSettings(max_new_tokens, num_beams, **sampling)
+    settings = _settings(self.generate_ids, max_new_tokens, num_beams, sampling)
     batch = self._batch(input_ids, attention_mask)
     tasks = self._choose(task_ids, len(batch['encoder_input_tokens']))
     key = jax.random.key(seed)
@@ -169,8 +176,8 @@ class Model:
     Raises:
       UserError: see `generate_ids`; or the model has no vocabulary.
     """
-    settings = DecodingSettings(max_new_tokens, num_beams, **sampling)
-    found = [texts] if isinstance(texts, str) else list(texts)
+    settings = _settings(self.generate, max_new_tokens, num_beams, sampling)
+    found = inputs.list_texts(texts)
     tasks = self._choose(task, len(found))
     rows = self._encode(found, input_length)
     vocabulary, key, written = self._vocabulary, jax.random.key(seed), []
@@ -219,7 +226,7 @@ class Model:
     if normalisation not in _NORMALISATIONS:
       hint = nearest(normalisation, _NORMALISATIONS)
       raise UserError(f'There is no normalisation {normalisation!r}.{hint}')
-    found = [texts] if isinstance(texts, str) else list(texts)
+    found = inputs.list_texts(texts)
     lists = inputs.list_choices(choices, len(found))
     counts = [len(each) for each in lists]
     tasks = self._choose(task, len(found))
@@ -231,10 +238,12 @@ class Model:
     scores = self._score_rows(rows, targets, tasks, batch_size)
     if normalisation == 'average':
       scores = scores / np.array([len(target) for target in targets])
-    parts = np.split(scores.astype(np.float32), np.cumsum(counts)[:-1])
+    scores = scores.astype(np.float32)
     if isinstance(texts, str):
-      return parts[0]
-    return np.stack(parts) if isinstance(choices[0], str) else parts
+      return scores
+    if inputs.is_one_list(choices):
+      return scores.reshape(len(found), len(choices))
+    return np.split(scores, np.cumsum(counts)[:-1])
 
   def effective_lora(
     self, task: str | int | None = None
@@ -399,7 +408,9 @@ def load(
   mesh: partitioning.Mesh | None = None,
   allow_pickle: bool = False,
   with_optimizer: bool = False,
-  on_message: loading.OnMessage | None = None,
+  alpha: float | None = None,
+  mixing: Mixing | None = None,
+  on_message: loading.OnMessage = _log.warning,
 ) -> Model:
   """Reads a model, whoever saved it; the format is told from the files.
 
@@ -417,18 +428,23 @@ def load(
       has none.
     config: the backbone expected; needed for T5X checkpoints of a T5 that is
       not of the published kind, since they hold arrays alone.
-    step: of which checkpoint of a run; the last one by default.
+    step: of which checkpoint of a run with its own adapters; the last one by
+      default.
     mesh: where to put the parameters; one device by default.
     allow_pickle: whether a file may be unpickled (`pytorch_model.bin`, mttl's),
       which runs a restricted unpickler over it.
     with_optimizer: also read the optimizer's state, where a run or a routed
       checkpoint of T5X's has it, to go on training elsewhere (`Model.save`).
+    alpha: of the adapters, where an mttl checkpoint does not say.
+    mixing: how the skills are mixed, likewise.
     on_message: called with sentences about what files do not say and was
-      assumed.
+      assumed, and about a backbone that is not the one adapters come from; by
+      default they are logged as warnings.
 
   Raises:
     UserError: there is nothing, or nothing that is read; an adapter is for
-      another backbone, or alone; something is missing, extra or misshapen.
+      another backbone, or alone; something is missing, extra or misshapen; or
+      an argument does not go with what is read.
   """
   return Model(
     loading.read_model(
@@ -442,9 +458,28 @@ def load(
       mesh=mesh,
       allow_pickle=allow_pickle,
       with_optimizer=with_optimizer,
+      alpha=alpha,
+      mixing=mixing,
       on_message=on_message,
     )
   )
+
+
+def _settings(
+  method: Callable[..., Any],
+  max_new_tokens: int,
+  num_beams: int,
+  sampling: Mapping[str, Any],
+) -> DecodingSettings:
+  """Returns how to decode; what `method` does not take is refused by name."""
+  fields = [field.name for field in dataclasses.fields(DecodingSettings)]
+  for name in sampling:
+    if name not in fields:
+      known = {*fields, *inspect.signature(method).parameters} - {'sampling'}
+      raise UserError(
+        f'{method.__name__} has no argument {name!r}.{nearest(name, known)}'
+      )
+  return DecodingSettings(max_new_tokens, num_beams, **sampling)
 
 
 def _lengths(

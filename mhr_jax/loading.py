@@ -5,6 +5,7 @@ The format is told from the files (`convert.formats`); every reader is strict.
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import logging
 from typing import Any
 
 from etils import epath
@@ -23,6 +24,7 @@ from mhr_jax.convert import formats, mttl, peft, t5x_routed
 from mhr_jax.errors import UserError
 from mhr_jax.model import Params, RoutedT5
 from mhr_jax.optimizer_state import OptimizerState
+from mhr_jax.routing import Mixing
 from mhr_jax.t5 import config as config_lib
 from mhr_jax.t5.config import T5Config
 from mhr_jax.task_table import TaskTable
@@ -30,11 +32,16 @@ from mhr_jax.vocabulary import Vocabulary
 
 OnMessage = Callable[[str], Any]
 
+_log = logging.getLogger(__name__)
+
+# What the arrays of a T5X checkpoint do not tell.
 _ASSUMED = (
-  'A T5X checkpoint holds arrays alone. Assumed: mlp_activations'
-  ' {config.mlp_activations}, relative_attention_max_distance'
-  ' {config.relative_attention_max_distance}, layer_norm_epsilon'
-  ' {config.layer_norm_epsilon}.'
+  'mlp_activations',
+  'relative_attention_max_distance',
+  'layer_norm_epsilon',
+  'pad_id',
+  'eos_id',
+  'decoder_start_token_id',
 )
 
 
@@ -69,9 +76,10 @@ class LoadedModel:
     """
     if self.model.adapters is None:
       raise UserError(f'{self.source} has no adapters, only a backbone.')
-    params = {k: v for k, v in self.params.items() if k != 'backbone'}
+    params, config = dict(self.params), self.model.config
+    found = adapter_folder.checksum_backbone(params.pop('backbone'), config)
     return AdapterBundle(
-      self.model.adapters, params, self.task_table, self.model.config
+      self.model.adapters, params, self.task_table, config, found
     )
 
 
@@ -87,7 +95,9 @@ def read_model(
   mesh: partitioning.Mesh | None = None,
   allow_pickle: bool = False,
   with_optimizer: bool = False,
-  on_message: OnMessage | None = None,
+  alpha: float | None = None,
+  mixing: Mixing | None = None,
+  on_message: OnMessage = _log.warning,
 ) -> LoadedModel:
   """Reads a model; see `api.load`, whose arguments these are."""
   if dtype is not None:
@@ -98,8 +108,15 @@ def read_model(
       f'{path} is {formats.FORMATS[kind].name} alone. Say which backbone it is'
       f' for: mhr_jax.load(BACKBONE, adapter={str(path)!r}).'
     )
+  if step is not None and (kind != 'run' or adapter is not None):
+    raise UserError(
+      f'step={step} chooses a checkpoint of a run with its own adapters. Of'
+      " T5X's checkpoints, name one: FOLDER/checkpoint_N. Otherwise leave step"
+      ' out.'
+    )
   found = None
   if adapter is None:
+    _refuse_for_adapters(path, alpha=alpha, mixing=mixing)
     found = _read_whole(
       path,
       kind,
@@ -122,6 +139,8 @@ def read_model(
       config=config,
       mesh=mesh,
       allow_pickle=allow_pickle,
+      alpha=alpha,
+      mixing=mixing,
       on_message=on_message,
     )
   if vocabulary is None:
@@ -135,7 +154,9 @@ def read_bundle(
   *,
   tasks: Sequence[str] | None = None,
   allow_pickle: bool = False,
-  on_message: OnMessage | None = None,
+  alpha: float | None = None,
+  mixing: Mixing | None = None,
+  on_message: OnMessage = _log.warning,
 ) -> AdapterBundle:
   """Reads adapters alone.
 
@@ -144,12 +165,18 @@ def read_bundle(
     backbone: that they are for; only a native folder knows it by itself.
     tasks: names in the order of the ids, where the file has none.
     allow_pickle: whether a pickle may be read.
-    on_message: called with sentences about what was assumed.
+    alpha: of the adapters, where an mttl checkpoint does not say.
+    mixing: how their skills are mixed, likewise.
+    on_message: called with sentences about what was assumed; by default they
+      are logged as warnings.
 
   Raises:
-    UserError: there are no adapters, or they are for another backbone.
+    UserError: there are no adapters, they are for another backbone, or a file
+      that says its alpha and mixing is given others.
   """
   kind = formats.recognise(path)
+  if kind != 'mttl':
+    _refuse_for_adapters(path, alpha=alpha, mixing=mixing)
   if kind == 'adapter':
     bundle = adapter_folder.load_adapter(path)
     if backbone is not None:
@@ -170,10 +197,63 @@ def read_bundle(
     bundle = peft.read_adapter(path, backbone, allow_pickle=allow_pickle)
   else:
     bundle = mttl.read_adapter(
-      path, backbone, allow_pickle=allow_pickle, on_message=on_message
+      path,
+      backbone,
+      allow_pickle=allow_pickle,
+      alpha=alpha,
+      mixing=mixing,
+      on_message=on_message,
     )
   table = _name_tasks(bundle.model, bundle.task_table, tasks, str(path))
   return dataclasses.replace(bundle, task_table=table)
+
+
+def _refuse_for_adapters(path: epath.PathLike, **settings: Any) -> None:
+  for name, value in settings.items():
+    if value is not None:
+      raise UserError(
+        f'{name}={value!r} is for adapters of an mttl checkpoint, which may not'
+        f' say it; {path} is none. Leave {name} out.'
+      )
+
+
+def find_config(
+  path: epath.PathLike,
+  adapter: epath.PathLike | None = None,
+  *,
+  on_message: OnMessage = _log.warning,
+) -> T5Config:
+  """Returns the config of a backbone, for an adapter; reads no array.
+
+  What the shapes in a T5X checkpoint do not tell is taken from an adapter of
+  ours, which knows its backbone; without one it is assumed, and said.
+
+  Args:
+    path: a backbone.
+    adapter: that is to be put on it.
+    on_message: called with a sentence about what was assumed.
+
+  Raises:
+    UserError: there is no backbone, or the adapter is for another one.
+  """
+  config = backbones.read_config(path)
+  if not _is_bare_t5x(path):
+    return config
+  if adapter is not None and formats.recognise(adapter) == 'adapter':
+    free = {name: getattr(config, name) for name in run_folder.FREE_FIELDS}
+    known = adapter_folder.read_backbone_config(adapter)
+    config = dataclasses.replace(known, **free)
+    try:
+      backbones.check_backbone(path, config)
+    except UserError as error:
+      raise UserError(f'{adapter} does not fit: {error}') from error
+    return config
+  assumed = (f'{name} {getattr(config, name)}' for name in _ASSUMED)
+  on_message(
+    f'{path}: a T5X checkpoint holds arrays alone. Assumed:'
+    f' {", ".join(assumed)}. If it is another T5, say so: config=….'
+  )
+  return config
 
 
 def count_parameters(params: Mapping[str, Any]) -> dict[str, int]:
@@ -190,7 +270,7 @@ def _read_whole(
   config: T5Config | None,
   *,
   step: int | None,
-  on_message: OnMessage | None,
+  on_message: OnMessage,
   **how: Any,
 ) -> LoadedModel | None:
   """Reads what says itself that it has adapters; None for other formats."""
@@ -252,7 +332,7 @@ def _read_routed(
   dtype: config_lib.Dtype | None,
   mesh: partitioning.Mesh | None,
   with_optimizer: bool,
-  on_message: OnMessage | None,
+  on_message: OnMessage,
 ) -> LoadedModel:
   """Reads a routed model that T5X trained."""
   model, dtype = _computing_in(model, dtype), dtype or 'float32'
@@ -286,13 +366,12 @@ def _read_parts(
   config: T5Config | None,
   mesh: partitioning.Mesh | None,
   allow_pickle: bool,
-  on_message: OnMessage | None,
+  on_message: OnMessage,
+  **for_adapter: Any,
 ) -> LoadedModel:
   """Reads a backbone, and adapters where some are named."""
   if config is None:
-    config = backbones.read_config(path)
-    if on_message is not None and _is_bare_t5x(path):
-      on_message(_ASSUMED.format(config=config))
+    config = find_config(path, adapter, on_message=on_message)
   if dtype is not None:
     config = dataclasses.replace(config, dtype=dtype)
   bundle, source = None, str(path)
@@ -303,6 +382,7 @@ def _read_parts(
       tasks=tasks,
       allow_pickle=allow_pickle,
       on_message=on_message,
+      **for_adapter,
     )
     source = f'{path} with {adapter}'
   elif tasks is not None:
@@ -320,11 +400,34 @@ def _read_parts(
   vocabulary = backbones.read_vocabulary(path)
   if bundle is None:
     return LoadedModel(model, params, None, vocabulary, source)
+  _compare_checksums(bundle, backbone, config, source, on_message)
   target = run_folder.restore_target(
     model, tuple(bundle.params), mesh=mesh, backbone_dtype='float32'
   )
   params |= backbones.place(dict(bundle.params), target)
   return LoadedModel(model, params, bundle.task_table, vocabulary, source)
+
+
+def _compare_checksums(
+  bundle: AdapterBundle,
+  backbone: Any,
+  config: T5Config,
+  source: str,
+  on_message: OnMessage,
+) -> None:
+  """Says where adapters are put on another backbone than their own.
+
+  That is no error: a copy in another dtype is another one, too.
+  """
+  if bundle.backbone_checksum is None:
+    return
+  found = adapter_folder.checksum_backbone(backbone, config)
+  if found != bundle.backbone_checksum:
+    on_message(
+      f'{source}: the adapter comes from a backbone of the same shape with the'
+      f' checksum {bundle.backbone_checksum}; this one has {found}. It is'
+      ' another one, or the same in another dtype.'
+    )
 
 
 def _is_bare_t5x(path: epath.PathLike) -> bool:
@@ -341,7 +444,7 @@ def _name_tasks(
   """Returns the table of tasks, with the names given where it has none."""
   if tasks is None:
     return table
-  named = TaskTable(tuple(tasks))
+  named = TaskTable.from_names(tasks)
   if table is not None and table != named:
     raise UserError(
       f'{source} has names for its tasks: {", ".join(table.names[:4])}, ….'

@@ -31,14 +31,19 @@ def check_tokens(
     rows: how many rows there must be.
 
   Raises:
-    UserError: not a table of whole numbers, an id is not in the vocabulary,
-      or the number of rows is another.
+    UserError: not a table of whole numbers, without rows or columns, an id is
+      not in the vocabulary, or the number of rows is another.
   """
-  found = np.asarray(tokens)
+  found = _as_table(name, tokens)
   if found.ndim != 2 or not np.issubdtype(found.dtype, np.integer):
     raise UserError(
       f'{name} is a table of token ids [row, length], not {found.dtype} of'
       f' shape {found.shape}.'
+    )
+  if not found.size:
+    raise UserError(
+      f'{name} has the shape {found.shape}: one row and one token at least are'
+      ' needed.'
     )
   if rows is not None and len(found) != rows:
     raise UserError(f'{name} has {len(found)} rows, input_ids has {rows}.')
@@ -64,12 +69,43 @@ def make_mask(
   """
   if attention_mask is None:
     return input_ids != config.pad_id
-  mask = np.asarray(attention_mask)
+  mask = _as_table('attention_mask', attention_mask)
   if mask.shape != input_ids.shape:
     raise UserError(
       f'attention_mask has shape {mask.shape}, input_ids {input_ids.shape}.'
     )
   return mask != 0
+
+
+def _as_table(name: str, values: Any) -> np.ndarray:
+  try:
+    return np.asarray(values)
+  except ValueError:  # of NumPy's, about rows of different lengths
+    raise UserError(
+      f'{name} has rows of different lengths. Fill them up to one length with'
+      ' the id of padding (0 in a mask).'
+    ) from None
+
+
+def list_texts(texts: str | Iterable[str]) -> list[str]:
+  """Returns the texts of a call; one alone is a list of one.
+
+  Raises:
+    UserError: it is neither a text nor a list of texts.
+  """
+  if isinstance(texts, str):
+    return [texts]
+  return _strings(texts, 'texts is a text or a list of texts')
+
+
+def _strings(values: Any, wanted: str) -> list[str]:
+  if isinstance(values, str) or not isinstance(values, Iterable):
+    raise UserError(f'{wanted}, not {values!r}.')
+  found = list(values)
+  for i, value in enumerate(found):
+    if not isinstance(value, str):
+      raise UserError(f'{wanted}; element {i} is {value!r}.')
+  return found
 
 
 def encode_texts(
@@ -140,6 +176,12 @@ def target_arrays(
   }
 
 
+def is_one_list(choices: Any) -> bool:
+  """Whether choices are for all texts alike: a list that begins with a text."""
+  listed = not isinstance(choices, str) and isinstance(choices, Sequence)
+  return listed and bool(choices) and isinstance(choices[0], str)
+
+
 def list_choices(
   choices: Sequence[str] | Sequence[Sequence[str]], n_texts: int
 ) -> list[list[str]]:
@@ -150,13 +192,20 @@ def list_choices(
     n_texts: how many texts there are.
 
   Raises:
-    UserError: a text has no choices, or there are lists for other texts.
+    UserError: a text has no choices, there are lists for other texts, or what
+      is given is no list of texts.
   """
-  if isinstance(choices, str) or not len(choices):
-    raise UserError('choices is a list of texts, or one such list a text.')
-  if isinstance(choices[0], str):
-    return [list(map(str, choices))] * n_texts
-  lists = [list(each) for each in choices]
+  wanted = 'choices is a list of texts, or one such list a text'
+  if is_one_list(choices):
+    return [_strings(choices, wanted)] * n_texts
+  if (
+    isinstance(choices, str) or not isinstance(choices, Sequence) or not choices
+  ):
+    raise UserError(f'{wanted}, not {choices!r}.')
+  lists = [
+    _strings(each, f'{wanted}: choices[{i}] is a list of texts')
+    for i, each in enumerate(choices)
+  ]
   if len(lists) != n_texts:
     raise UserError(
       f'There are {len(lists)} lists of choices for {n_texts} texts: give one'

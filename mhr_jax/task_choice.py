@@ -1,6 +1,9 @@
 """Which task is whose: from names and ids to the task ids of a batch.
 
 On the host and checked: inside jit a wrong task id would be a silent NaN.
+
+'average' is the average adapter, unless the table has a task of that name: what
+a model calls its tasks goes first, as a name of digits goes before an id.
 """
 
 from collections.abc import Sequence
@@ -50,7 +53,7 @@ def choose_tasks(
 
   Args:
     tasks: one task for all rows or one a row, names and ids alike; 'average'
-      for the average adapter.
+      for the average adapter, unless a task is called so.
     rows: of the batch.
     model: the model.
     table: what `known_tasks` returned.
@@ -66,13 +69,14 @@ def choose_tasks(
     if not routes(model):
       return None
     raise UserError(f'Which task? The model knows {_listed(table)}.')
-  if isinstance(tasks, str) and tasks == AVERAGE:
+  if isinstance(tasks, str) and tasks == AVERAGE and not _names_average(table):
     return AVERAGE
   if table is None:
     raise UserError('The model has no adapters, so no tasks: leave task out.')
-  if isinstance(tasks, str) or np.ndim(tasks) == 0:
-    return np.full(rows, table.id_of(_one_task(tasks)), np.int32)
-  ids = table.ids(map(_one_task, _items(tasks)))
+  if isinstance(tasks, str) or _dimensions(tasks) == 0:
+    return np.full(rows, _id_of(tasks, table), np.int32)
+  found = [_id_of(task, table) for task in _items(tasks)]
+  ids = np.array(found, np.int32)
   if len(ids) != rows:
     raise UserError(
       f'There are {len(ids)} tasks for {rows} rows: give one for all, or one'
@@ -101,7 +105,7 @@ def parse_task(text: str | None, names: Sequence[str]) -> str | int | None:
   >>> parse_task('1', ['add', 'copy'])
   1
   """
-  if text is None or text in names or not text.isdigit():
+  if text is None or text in names or not text.isdecimal():
     return text
   return int(text)
 
@@ -114,8 +118,22 @@ def rows_of(tasks: TaskRows, piece: slice, n_rows: int) -> TaskRows:
   return np.pad(found, (0, n_rows - len(found)))
 
 
+def _names_average(table: TaskTable | None) -> bool:
+  return table is not None and AVERAGE in table.names
+
+
+def _dimensions(tasks: Any) -> int:
+  try:
+    return np.ndim(tasks)
+  except ValueError:  # of NumPy's, about rows of different lengths
+    raise UserError(
+      'Tasks come as one for all rows or as a list, one a row, not as lists of'
+      ' different lengths.'
+    ) from None
+
+
 def _items(tasks: Any) -> list[Any]:
-  if np.ndim(tasks) != 1:
+  if _dimensions(tasks) != 1:
     raise UserError(
       f'Tasks come as one for all rows or as a list, one a row, not with shape'
       f' {np.shape(tasks)}.'
@@ -123,16 +141,19 @@ def _items(tasks: Any) -> list[Any]:
   return list(tasks)
 
 
-def _one_task(task: Any) -> str | int:
+def _id_of(task: Any, table: TaskTable) -> int:
   if isinstance(task, str):
-    if task == AVERAGE:
+    if task == AVERAGE and not _names_average(table):
       raise UserError(
         "'average' is for a whole batch: ask for it by itself, apart from rows"
         ' of a task.'
       )
-    return task
-  if isinstance(task, int | np.integer):
-    return int(task)
+    return table.id_of(task)
+  # Arrays without axes are numbers, too; to NumPy, a bool is no integer.
+  if _dimensions(task) == 0 and np.issubdtype(
+    np.asarray(task).dtype, np.integer
+  ):
+    return table.id_of(int(task))
   raise UserError(f'A task is a name or a whole number, not {task!r}.')
 
 
@@ -140,4 +161,5 @@ def _listed(table: TaskTable | None) -> str:
   names = () if table is None else table.names
   shown = ', '.join(names[:_TASKS_SHOWN])
   more = ', …' if len(names) > _TASKS_SHOWN else ''
-  return f"{len(names)}: {shown}{more}; or 'average'"
+  average = '' if _names_average(table) else "; or 'average'"
+  return f'{len(names)}: {shown}{more}{average}'

@@ -4,7 +4,7 @@ Saved with every checkpoint, so that names and not bare numbers choose rows of
 the routing logits.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 import dataclasses
 import functools
 import json
@@ -84,7 +84,7 @@ class TaskTable:
     Raises:
       UserError: it is no list of different texts.
     """
-    if isinstance(names, str) or not isinstance(names, Iterable):
+    if isinstance(names, str | Mapping) or not isinstance(names, Iterable):
       raise UserError(
         f'Tasks are named by a list, such as ["copy"], not by {names!r}.'
       )

@@ -3,13 +3,15 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mhr_jax import loading, logits_checksum
+from mhr_jax import loading, logits_checksum, task_choice
 from mhr_jax.api import Model
 from mhr_jax.errors import UserError
 from mhr_jax.model import RoutedT5
+from mhr_jax.task_table import TaskTable
 from mhr_jax.vocabulary import ByteVocabulary
 import toy_models
 import toy_text
@@ -44,9 +46,29 @@ def test_logits_are_the_models_for_names_and_ids_alike(model, tokens):
     found = model.logits(inputs, targets, task_ids=tasks)
     assert isinstance(found, np.ndarray) and found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=1e-6)
+  for tasks in (
+    jnp.asarray(toy_models.TASK_IDS),
+    list(jnp.asarray(toy_models.TASK_IDS)),
+  ):
+    again = model.logits(inputs, targets, task_ids=tasks)
+    np.testing.assert_array_equal(again, found)
+  for task in (np.array(2), jnp.int32(2)):
+    one = model.logits(inputs, targets, task_ids=task)
+    np.testing.assert_allclose(one[1], found[1], atol=1e-6)
   one = model.logits(inputs, targets, task_ids='upper')
   np.testing.assert_allclose(one[1], found[1], atol=1e-6)
   assert np.abs(one[0] - found[0]).max() > 0.1
+
+
+def test_a_task_that_is_called_average_is_that_task(model, tokens):
+  names = TaskTable(('copy', 'average', 'upper'))
+  named = Model(dataclasses.replace(model.loaded, task_table=names))
+  expected = model.logits(*tokens, task_ids=1)
+  for tasks in ('average', ['average'] * 5):
+    found = named.logits(*tokens, task_ids=tasks)
+    np.testing.assert_array_equal(found, expected)
+  with pytest.raises(UserError, match='knows 3: copy, average, upper.$'):
+    named.logits(*tokens)
 
 
 def test_average_is_uniform_mixing(model, tokens):
@@ -92,6 +114,10 @@ def test_masked_tokens_are_not_read_and_padding_is_where_a_mask_says(
     (['copy'] * 4, 'There are 4 tasks for 5 rows'),
     ([[0]] * 5, 'not with shape (5, 1)'),
     (0.5, 'not 0.5'),
+    (True, 'not True'),
+    ([True, False, 0, 0, 0], 'not True'),
+    (np.zeros(5, bool), 'not'),
+    ([[0], [1, 2]], 'lists of different lengths'),
   ],
 )
 def test_a_wrong_task_is_named(model, tokens, tasks, message):
@@ -108,6 +134,11 @@ def test_wrong_tokens_are_named(model, tokens):
     ((inputs + 400, targets), r'input_ids\[0, 0\] is .* ids 0 to 258'),
     ((inputs, targets[:3]), 'decoder_input_ids has 3 rows, input_ids has 5'),
     ((inputs, targets, inputs[:, :4]), r'attention_mask has shape \(5, 4\)'),
+    (([[5, 6], [7]], targets), 'input_ids has rows of different lengths'),
+    ((inputs, targets, [[1], [1, 1]]), 'attention_mask has rows of different'),
+    ((inputs[:0], targets), r'input_ids has the shape \(0, 8\)'),
+    ((inputs[:, :0], targets), r'input_ids has the shape \(5, 0\)'),
+    ((inputs, targets[:, :0]), r'decoder_input_ids has the shape \(5, 0\)'),
   ]
   for arguments, message in cases:
     with pytest.raises(UserError, match=message):
@@ -197,6 +228,30 @@ def test_texts_are_written_one_by_one_or_together(model):
   assert cut == model.generate('abc', 'copy', max_new_tokens=6)
 
 
+@pytest.mark.parametrize(
+  'texts, given, message',
+  [
+    (None, {}, 'texts is a text or a list of texts, not None'),
+    ([None], {}, 'element 0 is None'),
+    ('a', {'num_beams': 2.5}, 'num_beams is a whole number, not 2.5'),
+    ('a', {'max_new_tokens': 2.5}, 'max_new_tokens is a whole number, not 2.5'),
+    ('a', {'top_k': True}, 'top_k is a whole number, not True'),
+    ('a', {'temperature': '1'}, "temperature is a number, not '1'"),
+    ('a', {'max_new_token': 2}, "Did you mean 'max_new_tokens'"),
+    ('a', {'imput_length': 2}, "Did you mean 'input_length'"),
+    ('a', {'temprature': 2}, "no argument 'temprature'.*'temperature'"),
+  ],
+)
+def test_what_texts_are_not_written_for_is_named(model, texts, given, message):
+  with pytest.raises(UserError, match=message):
+    model.generate(texts, 'copy', **given)
+
+
+def test_only_decimal_digits_are_an_id():
+  assert task_choice.parse_task('2', ()) == 2
+  assert task_choice.parse_task('²', ()) == '²'
+
+
 def test_scores_are_sums_over_the_choices_tokens(model):
   choices = ['a', 'bcd', 'longer']
   found = model.score(TEXTS, choices, toy_models.TASKS)
@@ -235,6 +290,17 @@ def test_choices_may_differ_from_text_to_text(model):
     model.score(TEXTS[:2], [['a'], []], 0)
   with pytest.raises(UserError, match='2 lists of choices for 5 texts'):
     model.score(TEXTS, [['a'], ['b']], 0)
+  for choices in (
+    [['a'], 'b', ['c'], ['d'], ['e']],
+    [['a'], [['b']], ['c'], ['d'], ['e']],
+    ['a', ['b']],
+    ['a', None],
+    'ab',
+    None,
+  ):
+    with pytest.raises(UserError, match='choices is a list of texts'):
+      model.score(TEXTS, choices, 0)
+  assert model.score([], ['a', 'b'], 0).shape == (0, 2)
   with pytest.raises(UserError, match="Did you mean 'average'"):
     model.score(TEXTS, ['a'], 0, normalisation='averag')
 

@@ -38,7 +38,8 @@ def test_names_are_a_list_of_texts():
   assert TaskTable.from_names(['a', 'b']) == TaskTable(('a', 'b'))
   with pytest.raises(UserError, match="not by 'abc'"):
     TaskTable.from_names('abc')
-  with pytest.raises(UserError, match='not by 3'):
-    TaskTable.from_names(3)
+  for other in (3, None, {'a': 0}):
+    with pytest.raises(UserError, match=f'not by {other}'):
+      TaskTable.from_names(other)
   with pytest.raises(UserError, match='is a text, not 1'):
     TaskTable(('a', 1))

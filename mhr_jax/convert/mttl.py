@@ -7,6 +7,7 @@ mttl/models/adapters.py and mttl/models/modifiers (poly.py, routing.py).
 """
 
 from collections.abc import Callable, Iterator, Mapping
+import logging
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -34,6 +35,8 @@ from mhr_jax.routing import (
 from mhr_jax.t5.config import T5Config
 from mhr_jax.task_table import TaskTable
 
+_log = logging.getLogger(__name__)
+
 _PREFIX = 'model.'  # of the trainer's attribute
 _UNIFORM = 'module_probs'
 _GRANULARITY = 'router_granularity'
@@ -60,7 +63,7 @@ def read_adapter(
   allow_pickle: bool = False,
   alpha: float | None = None,
   mixing: Mixing | None = None,
-  on_message: Callable[[str], None] | None = None,
+  on_message: Callable[[str], Any] = _log.warning,
 ) -> AdapterBundle:
   """Reads the adapters of an mttl checkpoint.
 
@@ -79,7 +82,8 @@ def read_adapter(
       as in mttl.
     mixing: by default what the checkpoint's settings say; without settings
       'sigmoid' where there are routing logits.
-    on_message: called with sentences for people.
+    on_message: called with sentences about what was assumed or left out; by
+      default they are logged as warnings.
 
   Raises:
     UserError: a tensor has no equivalent, is missing or misshapen, or tensors
@@ -92,8 +96,7 @@ def read_adapter(
   )
   ignored = _check_rest(found, backbone)
   for message in _list_remarks(ignored, settings, alpha):
-    if on_message is not None:
-      on_message(f'{path}: {message}')
+    on_message(f'{path}: {message}')
   splits, skills, rank, flat = _read_inventories(found)
   routers = mttl_routers.read_routers(
     found, splits, skills, settings.get(_GRANULARITY)
@@ -131,7 +134,9 @@ def _list_remarks(
       ' for the backbone that you name.'
     )
   if alpha is None and 'lora_alpha' not in settings:
-    yield 'it does not tell alpha; 1 is assumed, as in mttl.'
+    yield (
+      'it does not tell alpha; 1 is assumed, as in mttl. Say another: alpha=….'
+    )
   if settings.get('module_logits_dropout'):
     yield (
       f'module_logits_dropout={settings["module_logits_dropout"]} is left out;'

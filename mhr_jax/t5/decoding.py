@@ -6,6 +6,7 @@ under `jax.jit` then reads one token a row and stops when all rows have ended.
 
 import dataclasses
 import functools
+import numbers
 from typing import Any, NamedTuple
 
 import jax
@@ -41,7 +42,8 @@ class DecodingSettings:
       own defaults.
 
   Raises:
-    UserError: a setting is not possible, or has no effect beside the others.
+    UserError: a setting is not possible, is of another type, or has no effect
+      beside the others.
   """
 
   max_new_tokens: int
@@ -53,6 +55,7 @@ class DecodingSettings:
   length_exponent: float | None = None
 
   def __post_init__(self) -> None:
+    _check_types(self)
     if self.max_new_tokens < 1:
       raise errors.UserError(
         f'max_new_tokens must be at least 1, not {self.max_new_tokens}.'
@@ -88,6 +91,18 @@ class DecodingSettings:
     if exponent is None:
       exponent = _EXPONENTS[self.length_penalty]
     return beams.LengthPenalty(self.length_penalty, exponent)
+
+
+def _check_types(settings: DecodingSettings) -> None:
+  for name in ('max_new_tokens', 'num_beams', 'top_k'):
+    value = getattr(settings, name)
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+      raise errors.UserError(f'{name} is a whole number, not {value!r}.')
+  for name in ('temperature', 'top_p', 'length_exponent'):
+    value = getattr(settings, name)
+    absent = name == 'length_exponent' and value is None
+    if not absent and not isinstance(value, numbers.Real):
+      raise errors.UserError(f'{name} is a number, not {value!r}.')
 
 
 def decode_tokens(
