@@ -40,6 +40,7 @@ _ADAFACTOR = functools.partial(
   weight_decay={'adapters': 0.1, 'routers': 0.01},
   clip_norm=None,
 )
+# The bounds of the gradients' norm bind at some steps and not at others.
 RULES = {
   'sgd': OptimizerSettings(
     'sgd',
@@ -55,11 +56,16 @@ RULES = {
     'cosine',
     warmup_steps=4,
     weight_decay={'adapters': 0.0},
-    clip_norm=1.0,
+    clip_norm=0.03,
     momentum=0.9,
   ),
   'adamw': OptimizerSettings(
-    'adamw', _SMALL, 'linear', warmup_steps=5, weight_decay={'adapters': 0.1}
+    'adamw',
+    _SMALL,
+    'linear',
+    warmup_steps=5,
+    weight_decay={'adapters': 0.1},
+    clip_norm=0.15,
   ),
   'adafactor': _ADAFACTOR(
     _SMALL, 'constant', warmup_steps=0, scale_parameter=False
