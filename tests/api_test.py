@@ -7,12 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mhr_jax import loading, logits_checksum, task_choice
+import mhr_jax
+from mhr_jax import adapter_folder, loading, logits_checksum, task_choice
 from mhr_jax.api import Model
+from mhr_jax.convert import hf_t5, t5x, tensor_files
 from mhr_jax.errors import UserError
 from mhr_jax.model import RoutedT5
 from mhr_jax.task_table import TaskTable
 from mhr_jax.vocabulary import ByteVocabulary
+import mttl_checkpoints
 import toy_models
 import toy_text
 
@@ -349,3 +352,109 @@ def test_the_checksum_is_of_logits_on_the_documented_tokens(model):
   assert logits_checksum.summarise(mixed).tokens == (
     model.logits_checksum().tokens
   )
+
+
+@pytest.fixture(scope='module')
+def folders(model, tmp_path_factory):
+  """The model as a run, an adapter, an mttl checkpoint; its T5 as others'."""
+  folder = tmp_path_factory.mktemp('saved')
+  backbone = model.loaded.params['backbone']
+  toy_models.write_run(folder / 'run', model)
+  model.save(folder / 'adapter')
+  t5x.write_checkpoint(folder / 't5x', toy_text.CONFIG, backbone)
+  hf_t5.write_backbone(folder / 'hf', toy_text.CONFIG, backbone)
+  tensor_files.write_tensors(
+    folder / 'mttl.safetensors',
+    mttl_checkpoints.to_state_dict(model.loaded.bundle),
+  )
+  return folder
+
+
+def test_what_t5x_does_not_say_is_told_unasked(folders, caplog):
+  assert 'Assumed' not in caplog.text
+  found = mhr_jax.load(folders / 't5x')
+  assert found.loaded.model.config.relative_attention_max_distance == 128
+  for assumed in ('max_distance 128', 'eos_id 1', "activations ('gelu'"):
+    assert assumed in caplog.text
+  caplog.clear()
+  mhr_jax.load(folders / 't5x', config=toy_text.CONFIG)
+  assert not caplog.text
+
+
+def test_what_t5x_does_not_say_is_taken_from_our_adapter(
+  model, tokens, folders, caplog, tmp_path
+):
+  found = mhr_jax.load(folders / 't5x', folders / 'adapter')
+  assert found.loaded.model == model.loaded.model and not caplog.text
+  np.testing.assert_allclose(
+    found.logits(*tokens, task_ids=1),
+    model.logits(*tokens, task_ids=1),
+    atol=1e-6,
+  )
+  narrow = dataclasses.replace(toy_text.CONFIG, mlp_dim=8)
+  bare = RoutedT5(narrow)
+  t5x.write_checkpoint(tmp_path, narrow, toy_text.make_params(bare)['backbone'])
+  with pytest.raises(UserError, match='adapter does not fit: .*mlp_dim is 8'):
+    mhr_jax.load(tmp_path, folders / 'adapter')
+
+
+def test_what_mttl_does_not_say_is_told_and_may_be_said(folders, caplog):
+  sources = folders / 'hf', folders / 'mttl.safetensors'
+  assert mhr_jax.load(*sources).loaded.model.adapters.alpha == 1
+  assert 'alpha; 1 is assumed' in caplog.text and 'alpha=…' in caplog.text
+  caplog.clear()
+  said = {'alpha': 2.0, 'mixing': 'relaxed_bernoulli'}
+  found = mhr_jax.load(*sources, **said).loaded.model.adapters
+  assert not caplog.text
+  assert (found.alpha, found.mixing) == (2.0, 'relaxed_bernoulli')
+  for others in ((folders / 'hf', folders / 'adapter'), (folders / 'run',)):
+    for name, value in said.items():
+      with pytest.raises(UserError, match=f'{name}=.* is for adapters of an'):
+        mhr_jax.load(*others, **{name: value})
+
+
+def test_a_step_that_nothing_has_is_refused(folders):
+  assert mhr_jax.load(folders / 'run', step=7).loaded.step == 7
+  for sources in (
+    [folders / 't5x'],
+    [folders / 'hf'],
+    [folders / 'run', folders / 'adapter'],
+  ):
+    with pytest.raises(UserError, match='step=7 chooses a checkpoint of a run'):
+      mhr_jax.load(*sources, step=7)
+
+
+def test_tasks_are_named_by_a_list(folders):
+  sources = folders / 'hf', folders / 'mttl.safetensors'
+  with pytest.raises(UserError, match="not by 'abc'"):
+    mhr_jax.load(*sources, tasks='abc', alpha=2.0)
+  named = mhr_jax.load(*sources, tasks=['x', 'y', 'average'], alpha=2.0)
+  assert named.tasks == ('x', 'y', 'average')
+
+
+def test_another_backbone_of_the_same_shape_is_told(
+  model, folders, caplog, tmp_path
+):
+  mhr_jax.load(folders / 'hf', folders / 'adapter')
+  unrolled = dataclasses.replace(toy_text.CONFIG, scan_layers=False)
+  mhr_jax.load(folders / 'hf', folders / 'adapter', config=unrolled)
+  assert not caplog.text
+  other = jax.tree.map(np.copy, model.loaded.params['backbone'])
+  other['decoder']['logits_dense']['kernel'][0, 0] += 1
+  hf_t5.write_backbone(tmp_path / 'other', toy_text.CONFIG, other)
+  mhr_jax.load(tmp_path / 'other', folders / 'adapter')
+  sums = [
+    adapter_folder.checksum_backbone(backbone, toy_text.CONFIG)
+    for backbone in (model.loaded.params['backbone'], other)
+  ]
+  assert all(each in caplog.text for each in sums)
+
+
+def test_a_folder_of_transformers_is_read_in_float64(model, tokens, folders):
+  with jax.enable_x64(True):
+    found = mhr_jax.load(folders / 'hf', folders / 'adapter', dtype='float64')
+    embedding = found.loaded.params['backbone']['token_embedder']['embedding']
+    assert embedding.dtype == np.float64
+    logits = found.logits(*tokens, task_ids=1)
+  expected = model.logits(*tokens, task_ids=1)
+  np.testing.assert_allclose(logits, expected, atol=1e-4)

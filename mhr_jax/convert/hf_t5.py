@@ -10,7 +10,6 @@ that reading needs hardly more memory than the backbone itself.
 
 from collections.abc import Mapping
 import functools
-import json
 import re
 from typing import Any, Protocol
 
@@ -29,6 +28,7 @@ from mhr_jax.convert import (
 from mhr_jax.convert.hf_vocabulary import read_vocabulary, write_vocabulary
 from mhr_jax.errors import UserError, nearest
 from mhr_jax.model import RoutedT5
+from mhr_jax.t5 import config as config_lib
 from mhr_jax.t5.config import T5Config
 from mhr_jax.tree_paths import leaves_by_path
 from mhr_jax.vocabulary import Vocabulary
@@ -86,28 +86,16 @@ def read_config(folder: epath.PathLike) -> T5Config:
 
 def _read_settings(folder: epath.Path) -> tuple[T5Config, bool]:
   """Returns the config, and whether the output layer may be the embedding."""
-  generation = folder / GENERATION_FILE
-  values = _read_json(folder / CONFIG_FILE)
+  path, generation = folder / CONFIG_FILE, folder / GENERATION_FILE
+  if not path.exists():
+    raise UserError(f'{path} is absent, so this is no folder of transformers.')
+  values = run_files.read_json(path)
   config = hf_config.from_json(
     values,
-    _read_json(generation) if generation.exists() else {},
+    run_files.read_json(generation) if generation.exists() else {},
     where=str(folder),
   )
   return config, hf_config.is_tied(values)
-
-
-def _read_json(path: epath.Path) -> dict[str, Any]:
-  try:
-    values = json.loads(path.read_text())
-  except (FileNotFoundError, NotADirectoryError):
-    raise UserError(
-      f'{path} is absent, so this is no folder of transformers.'
-    ) from None
-  except ValueError as e:
-    raise UserError(f'{path} is not JSON: {e}') from e
-  if not isinstance(values, dict):
-    raise UserError(f'{path} is no JSON object.')
-  return values
 
 
 def read_backbone(
@@ -126,8 +114,8 @@ def read_backbone(
   Args:
     folder: with `config.json`, and `model.safetensors` or its shards.
     allow_pickle: read `pytorch_model.bin` where there is no safetensors file.
-    dtype: of the arrays returned, 'float32' or 'bfloat16'; files may hold
-      float32, float16 or bfloat16.
+    dtype: of the arrays returned, see `T5Config`; files may hold float32,
+      float16 or bfloat16.
 
   Returns:
     The config and its parameters, NumPy arrays.
@@ -137,7 +125,7 @@ def read_backbone(
       leaf is missing, extra or of another shape.
   """
   folder = checkpoints.absolute(folder)
-  _check_dtype(dtype)
+  config_lib.check_dtype(dtype)
   config, tied = _read_settings(folder)
   tensors = _open_tensors(folder, allow_pickle=allow_pickle)
   arrays = {
