@@ -46,6 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 2
   except BrokenPipeError:  # `mhr-jax tasks | head`
     sys.stderr.close()
+  except OSError as error:
+    named = f'{error.filename}: ' if error.filename else ''
+    said = str(error.strerror or error).partition('\n')[0]
+    print(f'mhr-jax: {named}{said}.', file=sys.stderr)
+    return 2
   return 0
 
 
@@ -179,7 +184,10 @@ def _add_run_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
   predict.add_argument('--adapter', help='to put on a backbone')
   predict.add_argument('--task', help="a name, an id, or 'average'")
   predict.add_argument(
-    '--input', metavar='FILE', help='one text a line; default: standard input'
+    '--input',
+    metavar='FILE',
+    default='-',
+    help='one text a line; default: standard input',
   )
   predict.add_argument('--max_new_tokens', type=int, default=64)
   predict.add_argument('--num_beams', type=int, default=1)
@@ -203,12 +211,7 @@ def _add_conversion_commands(
   )
   convert.add_argument('source', metavar='SOURCE', help='its format is found')
   convert.add_argument('target', metavar='TARGET', help='a new folder')
-  convert.add_argument('--to', dest='format', required=True, metavar='FORMAT')
   convert.add_argument('--adapter', help='to put on the backbone at SOURCE')
-  convert.add_argument('--vocabulary', help='a model file, a folder, or bytes')
-  convert.add_argument(
-    '--tasks', metavar='FILE', help='names for the tasks, one a line'
-  )
   convert.add_argument(
     '--allow_pickle', action='store_true', help='read files that are pickles'
   )
@@ -217,11 +220,20 @@ def _add_conversion_commands(
   )
   export.add_argument('source', metavar='RUN')
   export.add_argument('target', metavar='TARGET', help='a new folder')
-  export.add_argument('--format', required=True)
   for command, is_export in ((convert, False), (export, True)):
     command.set_defaults(is_export=is_export)
+    command.add_argument('--format', required=True, help='of TARGET; see below')
     command.add_argument('--task', help="a name, an id, or 'average'")
+    command.add_argument(
+      '--step', type=int, help='of which checkpoint of a run; default: the last'
+    )
     command.add_argument('--dtype', help='float32 or bfloat16, of a backbone')
+    command.add_argument(
+      '--vocabulary', help='a model file, a folder, or bytes'
+    )
+    command.add_argument(
+      '--tasks', metavar='FILE', help='names for the tasks, one a line'
+    )
     command.add_argument('--base_model', help="the backbone's name, for PEFT")
     command.add_argument(
       '--with_optimizer',
@@ -346,20 +358,25 @@ def _run_evaluate(options: argparse.Namespace) -> None:
 
 
 def _read_lines(path: str) -> list[str]:
+  """Returns the lines of a text file, or of standard input for '-'."""
   try:
+    if path == '-':
+      return sys.stdin.read().splitlines()
     return pathlib.Path(path).read_text(encoding='utf-8').splitlines()
   except OSError as error:
     raise UserError(f'{path}: {error.strerror}.') from error
+  except UnicodeDecodeError as error:
+    where = 'Standard input' if path == '-' else path
+    raise UserError(
+      f'{where} is no text in UTF-8: {error.reason} at byte {error.start}.'
+    ) from error
 
 
 def _run_predict(options: argparse.Namespace) -> None:
   from mhr_jax import commands
   from mhr_jax.t5.decoding import DecodingSettings
 
-  if options.input:
-    texts = _read_lines(options.input)
-  else:
-    texts = sys.stdin.read().splitlines()
+  texts = _read_lines(options.input)
   decoding = DecodingSettings(
     max_new_tokens=options.max_new_tokens, num_beams=options.num_beams
   )
@@ -379,7 +396,9 @@ def _run_conversion(options: argparse.Namespace) -> None:
   given = vars(options)
   names = ('adapter', 'task', 'dtype', 'base_model', 'vocabulary')
   settings = {name: given[name] for name in names if given.get(name)}
-  if given.get('tasks'):
+  if options.step is not None:
+    settings['step'] = options.step
+  if options.tasks:
     settings['tasks'] = _read_lines(options.tasks)
   for name in ('allow_pickle', 'with_optimizer'):
     if given.get(name):

@@ -5,16 +5,28 @@ adapter if need be; `export` for a run of ours.
 """
 
 from collections.abc import Callable, Mapping
+import dataclasses
 from typing import Any
 
 from etils import epath
 
-from mhr_jax import api, backbones, loading, run_folder, saving, task_choice
+from mhr_jax import (
+  api,
+  backbones,
+  checkpoints,
+  loading,
+  run_folder,
+  saving,
+  task_choice,
+)
 from mhr_jax.adapter_folder import AdapterBundle
-from mhr_jax.convert import formats, t5x_routed
+from mhr_jax.convert import formats, t5x_files, t5x_routed
 from mhr_jax.errors import UserError
+from mhr_jax.loading import LoadedModel
+from mhr_jax.model import RoutedT5
 from mhr_jax.t5 import config as config_lib
 from mhr_jax.t5.config import Dtype
+from mhr_jax.task_table import TaskTable
 
 Say = Callable[[str], Any]
 
@@ -37,61 +49,85 @@ def convert(
 ) -> saving.Saved:
   """Reads what lies at `source` and writes it in another format.
 
-  Adapters alone are written without reading the arrays of their backbone.
+  What can be told from configurations, task tables and adapters, which are
+  small, is checked before a backbone is read. Where adapters alone are
+  written, their backbone's arrays are not read at all.
 
   Args:
-    source: a run, a backbone, or a native adapter alone.
-    target: see `api.Model.save`, as for `task`, `dtype` and `base_model`.
+    source: a run; a routed model that T5X trained; a backbone; or a native
+      adapter alone, to be written as adapters.
+    target: see `api.Model.save`, as for `base_model`.
     format: one of `saving.SAVE_FORMATS`.
-    adapter: to put on the backbone.
+    adapter: to put on the backbone at `source`, whose own are left out.
     task: a name, an id in digits, or 'average'.
-    dtype: of a backbone, as written.
+    dtype: of a backbone as written ('native', 'hf', 't5x'); for 'stablehlo',
+      of the backbone and of what the programs compute.
     base_model: for PEFT.
     with_optimizer: write its state, too ('t5x' without a task); 'run' has it
       wherever it is to be had.
     say: is told what is done, line by line.
-    **reading: further arguments of `api.load`.
+    **reading: of `api.load`: `vocabulary`, `tasks`, `config`, `mesh`,
+      `allow_pickle` and, for a run, `step`.
+
+  Returns:
+    What was written, as `api.Model.save` returns it.
 
   Raises:
-    UserError: something is not there, does not fit or has no equivalent.
+    UserError: something is not there, does not fit or has no equivalent, a
+      setting is of no use to the format, or the target is not free.
   """
   if dtype is not None:
     config_lib.check_dtype(dtype)
   kind = formats.recognise(source)
-  alone = formats.FORMATS[kind].holds == 'adapter'
-  has_adapters = alone or adapter is not None or _has_adapters(source, kind)
-  whole = format == 'run' or (format == 't5x' and has_adapters and task is None)
-  _check_optimizer(with_optimizer, whole)
-  saving.check_target(target, format, has_adapters=has_adapters)
-  if alone:
+  if formats.FORMATS[kind].holds == 'adapter':
     _check_alone(source, kind, adapter, target, format)
+  _check_step(source, kind, adapter, reading.get('step'))
+  reading['on_message'] = _each_once(say)
   say(f'reading {source}: {formats.FORMATS[kind].name}')
   if adapter is not None:
     say(
       f'reading {adapter}: {formats.FORMATS[formats.recognise(adapter)].name}'
     )
-  reading['on_message'] = lambda sentence: say(f'  {sentence}')
-  if alone or (adapter is not None and format in saving.ADAPTER_FORMATS):
+  bundle = None
+  if adapter is not None or kind == 'adapter':
     bundle = _read_bundle(source, adapter, reading)
+  found = _look_at(source, kind, bundle, reading)
+  table = task_choice.known_tasks(found.model, found.task_table)
+  chosen = task_choice.parse_task(task, table.names if table else ())
+  # Programs compute in what is read; all else is written in it.
+  stored = None if format == 'stablehlo' else dtype
+  saving.check_request(
+    format,
+    found.model,
+    chosen,
+    task_table=table,
+    dtype=stored,
+    base_model=base_model,
+  )
+  whole = format == 'run' or (
+    format == 't5x' and saving.holds_all(found.model, chosen)
+  )
+  _check_optimizer(with_optimizer, whole)
+  saving.check_target(target, format, step=found.step, holds_all=whole)
+  if bundle is not None and format in saving.ADAPTER_FORMATS:
     say(f'  {_in_words(bundle.params)}; of the backbone, its config alone')
-    table = task_choice.known_tasks(bundle.model, bundle.task_table)
-    chosen = task_choice.parse_task(task, table.names if table else ())
     say(f'writing {target}: {format}')
     saved = saving.save_bundle(
       bundle, target, format, chosen, base_model=base_model
     )
   else:
     # Fusing sums in float32 and rounds at the end; what trains stays float32.
-    late = whole or (has_adapters and format in ('hf', 't5x'))
+    late = found.model.adapters is not None and format != 'stablehlo'
     reading['dtype'] = None if late else dtype
     reading['with_optimizer'] = with_optimizer or format == 'run'
     model = _read_model(source, adapter, reading, with_optimizer)
+    if format != 'stablehlo':
+      model = _computing_in(model, found.model.config.dtype)
     say(f'  {_in_words(model.loaded.params)}; {_rest_in_words(model)}')
-    chosen = task_choice.parse_task(task, model.tasks)
     say(f'  logits: {model.logits_checksum(chosen)}')
     say(f'writing {target}: {format}')
     saved = model.save(
-      target, format, chosen, dtype=dtype, base_model=base_model
+      target, format, chosen, dtype=stored, base_model=base_model
     )
   say(f'  {saved.what}')
   if saved.logits_change is not None:
@@ -120,18 +156,67 @@ def export(
   if kind != 'run':
     raise UserError(
       f'{run_dir} is {formats.FORMATS[kind].name}, no run: mhr-jax convert'
-      f' {run_dir} {target} --to={format} takes any format.'
+      f' {run_dir} {target} --format={format} takes any format.'
     )
   return convert(run_dir, target, format, **options)
 
 
-def _has_adapters(source: epath.PathLike, kind: formats.Format) -> bool:
-  model = None
+def _look_at(
+  source: epath.PathLike,
+  kind: formats.Format,
+  bundle: AdapterBundle | None,
+  reading: Mapping[str, Any],
+) -> LoadedModel:
+  """Returns what will be read, without its arrays."""
+  if bundle is not None:
+    return LoadedModel(bundle.model, {}, bundle.task_table)
+  config, where, step = reading.get('config'), None, 0
   if kind == 'run':
-    model = run_folder.read_model(source)
-  elif kind == 't5x':
-    model = t5x_routed.read_model(source)
-  return model is not None and model.adapters is not None
+    where, steps = source, checkpoints.committed_steps(source)
+    step = reading.get('step') or max(steps, default=0)
+  elif kind == 't5x' and t5x_routed.read_model(source) is not None:
+    where = t5x_routed.find_description(source)
+    with t5x_files.open_part(source, 'state') as state:
+      step = int(state.read('step'))
+  if where is None:
+    return LoadedModel(RoutedT5(config or backbones.read_config(source)), {})
+  table, names = run_folder.read_task_table(where), reading.get('tasks')
+  if table is None and names is not None:
+    table = TaskTable(tuple(names))
+  return LoadedModel(run_folder.read_model(where), {}, table, step=step)
+
+
+def _each_once(say: Say) -> Say:
+  """Returns what says a sentence that is not of those said already."""
+  said = set()
+
+  def tell(sentence: str) -> None:
+    if sentence not in said:
+      said.add(sentence)
+      say(f'  {sentence}')
+
+  return tell
+
+
+def _computing_in(model: api.Model, dtype: Dtype) -> api.Model:
+  """Returns a model whose parameters are what they are, their use another."""
+  loaded = model.loaded
+  config = dataclasses.replace(loaded.model.config, dtype=dtype)
+  routed = dataclasses.replace(loaded.model, config=config)
+  return api.Model(dataclasses.replace(loaded, model=routed))
+
+
+def _check_step(
+  source: epath.PathLike,
+  kind: formats.Format,
+  adapter: epath.PathLike | None,
+  step: int | None,
+) -> None:
+  if step is not None and (kind != 'run' or adapter is not None):
+    raise UserError(
+      f'step chooses a checkpoint of a run, adapters and all; {source} is read'
+      f' as {formats.FORMATS[kind].name if adapter is None else "a backbone"}.'
+    )
 
 
 def _check_alone(
@@ -148,7 +233,7 @@ def _check_alone(
   if kind != 'adapter' or format not in saving.ADAPTER_FORMATS:
     raise UserError(
       f'{source} is {name} alone. Name its backbone: mhr-jax convert BACKBONE'
-      f' {target} --adapter={source} --to={format}.'
+      f' {target} --adapter={source} --format={format}.'
     )
 
 

@@ -20,11 +20,20 @@ from mhr_jax import (
   task_choice,
 )
 from mhr_jax.adapter_folder import AdapterBundle
-from mhr_jax.convert import formats, hf_t5, peft, t5x, t5x_routed
+from mhr_jax.convert import (
+  formats,
+  hf_config,
+  hf_t5,
+  peft,
+  t5x,
+  t5x_files,
+  t5x_routed,
+)
 from mhr_jax.errors import UserError, nearest
 from mhr_jax.fusing import Task
 from mhr_jax.loading import LoadedModel
 from mhr_jax.model import RoutedT5
+from mhr_jax.t5 import config as config_lib
 from mhr_jax.t5.config import T5Config
 from mhr_jax.task_table import TaskTable
 
@@ -35,12 +44,7 @@ SAVE_FORMATS: tuple[str, ...] = get_args(SaveFormat)
 ADAPTER_FORMATS = ('native', 'peft-poly', 'peft-lora')
 """The formats of adapters alone; a backbone alone is written 'native' too."""
 
-# Of what an adapter may replace what it finds.
-_REPLACED: dict[str, formats.Format] = {
-  'native': 'adapter',
-  'peft-poly': 'peft',
-  'peft-lora': 'peft',
-}
+_PEFT = ('peft-poly', 'peft-lora')
 
 
 class Saved(NamedTuple):
@@ -50,7 +54,8 @@ class Saved(NamedTuple):
     folder: where.
     what: in a few words.
     logits_change: where an adapter was fused into the backbone, the largest
-      absolute difference of the logits on fixed tokens, before and after.
+      absolute difference of the logits on fixed tokens, between the model as
+      it was and what was written, its dtype included.
   """
 
   folder: str
@@ -58,36 +63,104 @@ class Saved(NamedTuple):
   logits_change: float | None = None
 
 
-def check_target(
-  path: epath.PathLike, format: str, *, has_adapters: bool
+def check_request(
+  format: str,
+  model: RoutedT5,
+  task: str | int | None = None,
+  *,
+  task_table: TaskTable | None = None,
+  dtype: str | None = None,
+  base_model: str | None = None,
 ) -> None:
-  """Refuses a format that is none, and a folder that is not free for it.
-
-  Adapters replace adapters of the same format, and a folder of T5X
-  checkpoints takes another one; nothing else is overwritten.
+  """Refuses what a format cannot hold; needs no array to tell.
 
   Args:
-    path: where something is to be written.
     format: one of `SAVE_FORMATS`.
-    has_adapters: whether what is to be written has some.
+    model: to be written.
+    task: see `api.Model.save`, as for `dtype` and `base_model`.
+    task_table: the names of the tasks, where they have some.
 
   Raises:
-    UserError: see above; or adapters are wanted and there are none.
+    UserError: there is no such format, it has nothing like the model or the
+      task, or it does not use a setting that is given.
   """
   if format not in SAVE_FORMATS:
     raise UserError(
       f'There is no format {format!r}.{nearest(format, SAVE_FORMATS)}'
     )
-  if not has_adapters and format in ('peft-poly', 'peft-lora'):
+  if model.adapters is None and format in _PEFT:
     raise UserError(f'{format} holds adapters, and there are none to write.')
+  if base_model is not None and format not in _PEFT:
+    raise UserError(
+      f'{format} has no place for base_model, which PEFT reads: leave it out.'
+    )
+  if dtype is not None:
+    _check_dtype(dtype, format, model)
+  _check_task(task, format, model, task_table)
+  if format == 'hf':
+    hf_config.to_json(model.config, dtype=dtype or 'float32')
+
+
+def _check_dtype(dtype: str, format: str, model: RoutedT5) -> None:
+  config_lib.check_dtype(dtype)
+  if format == 'run':
+    raise UserError(
+      "'run' holds the backbone as it was loaded: leave dtype out."
+    )
+  if format == 'stablehlo':
+    raise UserError(
+      'Programs compute in the dtype that the model was loaded in: leave dtype'
+      f' out here, and mhr_jax.load(…, dtype={dtype!r}).'
+    )
+  if model.adapters is not None and format in ADAPTER_FORMATS:
+    raise UserError(
+      f'dtype is of a backbone; {format} holds adapters alone, in float32:'
+      ' leave dtype out.'
+    )
+
+
+def _check_task(
+  task: str | int | None,
+  format: str,
+  model: RoutedT5,
+  task_table: TaskTable | None,
+) -> None:
+  if task is not None and format == 'run':
+    raise UserError("'run' holds all tasks: leave task out.")
+  if task is not None and format == 'peft-poly':
+    raise UserError(
+      "'peft-poly' holds all tasks and their routing: leave task out, or write"
+      " that task's adapter as 'peft-lora'."
+    )
+  if task is not None or format in ('hf', 'peft-lora'):
+    table = task_choice.known_tasks(model, task_table)
+    task_choice.choose_one_task(task, model, table)
+
+
+def check_target(
+  path: epath.PathLike, format: str, *, step: int = 0, holds_all: bool = False
+) -> None:
+  """Refuses a folder that is not free: nothing is overwritten.
+
+  Args:
+    path: where something is to be written. For 't5x' it may hold checkpoints
+      of earlier steps.
+    format: one of `SAVE_FORMATS`.
+    step: of the checkpoint, for 't5x'.
+    holds_all: see the function of that name, for 't5x'.
+
+  Raises:
+    UserError: see above.
+  """
   path = checkpoints.absolute(path)
+  if format == 't5x':
+    t5x_files.check_free(path, step)
+    if not holds_all:
+      t5x_routed.check_plain_folder(path)
   if not path.exists() or (path.is_dir() and not any(path.iterdir())):
     return
-  free = 't5x' if format == 't5x' else None
-  if has_adapters:
-    free = _REPLACED.get(format, free)
   kind = _kind(path)
-  if kind is None or kind != free:
+  if format != 't5x' or kind != 't5x':
     there = 'something else' if kind is None else formats.FORMATS[kind].name
     raise UserError(
       f'{path} holds {there} already, and nothing is overwritten. Choose a new'
@@ -121,21 +194,20 @@ def save_bundle(
     base_model: what `adapter_config.json` of PEFT calls the backbone.
 
   Raises:
-    UserError: see `check_target`; or the format has nothing like it.
+    UserError: see `check_request` and `check_target`.
   """
-  check_target(path, format, has_adapters=True)
+  table = bundle.task_table
+  check_request(
+    format, bundle.model, task, task_table=table, base_model=base_model
+  )
   if format not in ADAPTER_FORMATS:
     raise UserError(
       f'{format} holds a backbone, too: name one. Adapters alone are written as'
       f' {", ".join(ADAPTER_FORMATS)}.'
     )
-  if format == 'peft-poly' and task is not None:
-    raise UserError(
-      "'peft-poly' holds all tasks and their routing: leave task out, or write"
-      " that task's adapter as 'peft-lora'."
-    )
+  check_target(path, format)
   if task is not None or format == 'peft-lora':
-    table = task_choice.known_tasks(bundle.model, bundle.task_table)
+    table = task_choice.known_tasks(bundle.model, table)
     chosen = task_choice.choose_one_task(task, bundle.model, table)
     bundle = adapter_folder.effective_bundle(bundle, chosen)
   if format == 'native':
@@ -162,29 +234,40 @@ def save_model(
 ) -> Saved:
   """Writes a model in a format; see `api.Model.save`, whose arguments these are."""
   model = loaded.model
-  check_target(path, format, has_adapters=model.adapters is not None)
+  check_request(
+    format,
+    model,
+    task,
+    task_table=loaded.task_table,
+    dtype=dtype,
+    base_model=base_model,
+  )
+  whole = holds_all(model, task)
+  check_target(path, format, step=loaded.step, holds_all=whole)
   if model.adapters is not None and format in ADAPTER_FORMATS:
     return save_bundle(loaded.bundle, path, format, task, base_model=base_model)
   table = task_choice.known_tasks(model, loaded.task_table)
   if format == 'stablehlo':
     return _save_programs(loaded, path, task, table)
-  if format == 'run' or (format == 't5x' and holds_all(loaded.model, task)):
-    return _save_whole(loaded, path, format, task, dtype)
-  if format == 't5x':
-    t5x_routed.check_plain_folder(path)
+  if format == 'run' or (format == 't5x' and whole):
+    return _save_whole(loaded, path, format, dtype)
   chosen = task_choice.choose_one_task(task, model, table)
   backbone, change, what = loaded.params['backbone'], None, 'the backbone'
   if model.adapters is not None:
-    backbone, change = _fuse(loaded, chosen)
+    backbone, change = _fuse(loaded, chosen, dtype)
     whose = 'the average adapter'
     if chosen != 'average' and table is not None:
       whose = f'the adapter of {table.names[chosen]}'
     what = f'the backbone with {whose} fused into it'
-  if dtype is not None:
+  elif dtype is not None:
     backbone = _cast(backbone, dtype)
-  _write_backbone(loaded, backbone, path, format)
   if format == 't5x':
-    what += _left_out(model.config, t5x.infer_config(path))
+    written = t5x.write_checkpoint(
+      path, model.config, backbone, step=loaded.step
+    )
+    what += _left_out(model.config, t5x.infer_config(written))
+  else:
+    _write_backbone(loaded, backbone, path, format)
   return Saved(str(path), what, change)
 
 
@@ -197,15 +280,9 @@ def _save_whole(
   loaded: LoadedModel,
   path: epath.PathLike,
   format: str,
-  task: str | int | None,
   dtype: str | None,
 ) -> Saved:
   """Writes all parameters, from which training can go on."""
-  if format == 'run' and (task is not None or dtype is not None):
-    raise UserError(
-      "'run' holds all tasks, and the backbone as it was loaded: leave task and"
-      ' dtype out.'
-    )
   params = dict(loaded.params)
   if dtype is not None:
     params['backbone'] = _cast(params['backbone'], dtype)
@@ -239,13 +316,17 @@ def _left_out(config: T5Config, told: T5Config) -> str:
   return f'; not in its files: {listed}' if fields else ''
 
 
-def _fuse(loaded: LoadedModel, task: Task) -> tuple[Any, float]:
+def _fuse(
+  loaded: LoadedModel, task: Task, dtype: str | None
+) -> tuple[Any, float]:
   """Returns the fused backbone, and by how much it changed the logits."""
   model, params = loaded.model, loaded.params
   assert model.adapters is not None
   backbone = fusing.fuse(
     params['backbone'], model.config, params, model.adapters, task
   )
+  if dtype is not None:
+    backbone = _cast(backbone, dtype)
   config = dataclasses.replace(model.config, dtype='float32')
   before = dataclasses.replace(model, config=config), params
   if task == 'average':
@@ -263,9 +344,7 @@ def _write_backbone(
   loaded: LoadedModel, backbone: Any, path: epath.PathLike, format: str
 ) -> None:
   config, vocabulary = loaded.model.config, loaded.vocabulary
-  if format == 't5x':
-    t5x.write_checkpoint(path, config, backbone, step=loaded.step)
-  elif format == 'native':
+  if format == 'native':
     backbones.save_backbone(path, backbone, config, vocabulary=vocabulary)
   else:
     dtype = str(backbone['token_embedder']['embedding'].dtype)

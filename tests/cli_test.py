@@ -8,7 +8,7 @@ import gin
 import pytest
 
 import mhr_jax
-from mhr_jax import backbones, cli
+from mhr_jax import backbones, cli, conversion
 from mhr_jax.api import Model
 from mhr_jax.loading import LoadedModel
 import toy_models
@@ -37,8 +37,8 @@ def _clean_gin():
       "Did you mean 'split'",
     ),
     (['predict', '/nowhere'], 'There is nothing at /nowhere'),
-    (['convert', '/nowhere', '/new', '--to=hf'], 'nothing at /nowhere'),
-    (['convert', '/nowhere', '/new'], 'are required: --to'),
+    (['convert', '/nowhere', '/new', '--format=hf'], 'nothing at /nowhere'),
+    (['convert', '/nowhere', '/new'], 'are required: --format'),
     (['export', '/', '/new', '--format=hf'], '/ is of no format that is read'),
     (['report', '/nowhere'], 'There is no folder /nowhere'),
     (['tasks', '--data_dir=/nowhere'], 'Nothing is prepared in /nowhere'),
@@ -112,7 +112,7 @@ def folders(tmp_path_factory):
 
 def test_convert_says_what_it_does_step_by_step(folders, tmp_path, capsys):
   backbone, adapter, new = folders / 'b', folders / 'a', tmp_path / 'new'
-  argv = ['convert', backbone, new, f'--adapter={adapter}', '--to=hf']
+  argv = ['convert', backbone, new, f'--adapter={adapter}', '--format=hf']
   assert cli.main([*map(str, argv), '--task=1', '--dtype=bfloat16']) == 0
   lines = capsys.readouterr().out.splitlines()
   assert lines[:2] == [
@@ -137,12 +137,12 @@ def test_adapters_are_converted_without_their_backbone(
   folders, tmp_path, capsys
 ):
   adapter, names = folders / 'a', tmp_path / 'names.txt'
-  argv = ['convert', adapter, tmp_path / 'p', '--to=peft-poly']
+  argv = ['convert', adapter, tmp_path / 'p', '--format=peft-poly']
   assert cli.main([*map(str, argv)]) == 0
   assert 'logits' not in capsys.readouterr().out
   (tmp_path / 'p' / 'tasks.json').unlink()
   names.write_text('x\ny\nz\n')
-  argv = ['convert', folders / 'b', tmp_path / 'n', '--to=native']
+  argv = ['convert', folders / 'b', tmp_path / 'n', '--format=native']
   argv += [f'--adapter={tmp_path / "p"}', f'--tasks={names}']
   assert cli.main([*map(str, argv)]) == 0
   assert mhr_jax.load(folders / 'b', tmp_path / 'n').tasks == ('x', 'y', 'z')
@@ -151,14 +151,27 @@ def test_adapters_are_converted_without_their_backbone(
 @pytest.mark.parametrize(
   'argv, message',
   [
-    (['a', 'new', '--to=hf'], 'convert BACKBONE'),
-    (['a', 'new', '--to=native', '--adapter=a'], 'no backbone to put'),
-    (['b', 'new', '--to=peft-lora', '--adapter=a'], 'Which task? The model kn'),
-    (['b', 'new', '--to=peft-lora'], 'there are none to write'),
-    (['b', 'a', '--to=native'], 'holds a native adapter already'),
-    (['b', 'new', '--to=tf'], "There is no format 'tf'"),
-    (['b', 'new', '--to=hf', '--dtype=float16'], 'float16'),
-    (['b', 'new', '--to=hf', '--tasks=none.txt'], 'none.txt: No such file'),
+    (['a', 'new', '--format=hf'], 'convert BACKBONE'),
+    (['a', 'new', '--format=native', '--adapter=a'], 'no backbone to put'),
+    (
+      ['b', 'new', '--format=peft-lora', '--adapter=a'],
+      'Which task? The model kn',
+    ),
+    (['b', 'new', '--format=peft-lora'], 'there are none to write'),
+    (['b', 'a', '--format=native'], 'holds a native adapter already'),
+    (['b', 'new', '--format=tf'], "There is no format 'tf'"),
+    (['b', 'new', '--format=hf', '--dtype=float16'], 'float16'),
+    (['b', 'new', '--format=hf', '--tasks=none.txt'], 'none.txt: No such file'),
+    (['a', 'a', '--format=native', '--task=copy'], 'nothing is overwritten'),
+    (['a', 'new', '--format=native', '--dtype=bfloat16'], 'leave dtype out'),
+    (
+      ['b', 'new', '--format=peft-poly', '--adapter=a', '--dtype=bfloat16'],
+      'peft-poly holds adapters alone',
+    ),
+    (['b', 'new', '--format=hf', '--base_model=b'], 'no place for base_model'),
+    (['b', 'new', '--format=hf', '--task=copy'], 'no adapters, so no tasks'),
+    (['b', 'new', '--format=hf', '--step=3'], 'read as a native backbone'),
+    (['b', 'b/frozen.json/new', '--format=hf'], 'Not a directory'),
   ],
 )
 def test_conversions_that_cannot_be_are_said_in_short(
@@ -171,6 +184,40 @@ def test_conversions_that_cannot_be_are_said_in_short(
   assert not (folders / 'new').exists()
 
 
+def test_what_a_conversion_cannot_be_is_said_before_arrays_are_read(
+  folders, tmp_path, capsys, monkeypatch
+):
+  toy_models.write_run(tmp_path / 'run', toy_models.make_model())
+  (tmp_path / 't5x' / 'checkpoint_9' / 'state').mkdir(parents=True)
+  (tmp_path / 't5x' / 'checkpoint_9' / 'state' / '_METADATA').write_text('{}')
+  monkeypatch.setattr(conversion.api, 'load', None)
+  monkeypatch.chdir(tmp_path)
+  for argv, message in (
+    (['convert', folders / 'b', 'new', '--format=hf'], 'Which task?'),
+    (['export', 'run', 'new', '--format=hf'], 'Which task?'),
+    (['export', 'run', 'new', '--format=peft-lora', '--task=x'], "task 'x'"),
+    (['export', 'run', 'new', '--format=run', '--dtype=float32'], 'dtype out'),
+    (['export', 'run', 't5x', '--format=t5x', '--task=0'], 'checkpoint_9'),
+    (['export', 'run', 'run', '--format=native'], 'a run folder already'),
+  ):
+    if argv[0] == 'convert':
+      argv.append(f'--adapter={folders / "a"}')
+    assert cli.main([*map(str, argv)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_export_takes_a_step_and_names(tmp_path, capsys):
+  toy_models.write_run(tmp_path / 'run', toy_models.make_model())
+  argv = ['export', tmp_path / 'run', tmp_path / 'new', '--format=t5x']
+  argv += ['--task=0', '--vocabulary=bytes']
+  assert cli.main([*map(str, argv), '--step=7']) == 0
+  assert '; step 7' in capsys.readouterr().out
+  assert (tmp_path / 'new' / 'checkpoint_7').exists()
+  argv[2] = tmp_path / 'other'
+  assert cli.main([*map(str, argv), '--step=8']) == 2
+  assert '8' in capsys.readouterr().err
+
+
 def test_export_is_for_runs(folders, tmp_path, capsys):
   toy_models.write_run(tmp_path / 'run', toy_models.make_model())
   argv = ['export', str(tmp_path / 'run'), str(tmp_path / 'new')]
@@ -181,6 +228,21 @@ def test_export_is_for_runs(folders, tmp_path, capsys):
   argv = ['export', str(folders / 'b'), str(folders / 'new'), '--format=t5x']
   assert cli.main(argv) == 2
   assert f'mhr-jax convert {folders / "b"}' in capsys.readouterr().err
+
+
+def test_files_that_cannot_be_read_are_said_in_one_line(
+  folders, tmp_path, capsys
+):
+  (tmp_path / 'latin1').write_bytes('é'.encode('latin-1'))
+  (tmp_path / 'plain').write_text('')
+  for path, message in (
+    (tmp_path / 'latin1', 'is no text in UTF-8'),
+    (tmp_path, 'Is a directory'),
+    (tmp_path / 'plain' / 'x', 'Not a directory'),
+  ):
+    assert cli.main(['predict', str(folders / 'b'), f'--input={path}']) == 2
+    printed = capsys.readouterr().err
+    assert message in printed and len(printed.splitlines()) == 1
 
 
 def test_predict_takes_a_backbone_with_an_adapter(folders, capsys, monkeypatch):

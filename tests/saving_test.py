@@ -79,7 +79,11 @@ def test_adapters_alone_go_back_onto_their_backbone(
     atol=0 if format == 'native' else 1e-5,
   )
   assert found.loaded.vocabulary == toy_text.VOCABULARY
-  model.save(tmp_path / 'a', format)  # replaces its own
+  written = {path: path.read_bytes() for path in (tmp_path / 'a').iterdir()}
+  for again, task in ((format, None), ('native', 0), ('peft-lora', 0)):
+    with pytest.raises(UserError, match='adapter already, and nothing'):
+      model.save(tmp_path / 'a', again, task)
+  assert written == {path: path.read_bytes() for path in written}
   with pytest.raises(UserError, match=f'load.BACKBONE, adapter=.{tmp_path}/a'):
     mhr_jax.load(tmp_path / 'a')
 
@@ -136,6 +140,55 @@ def test_a_bare_backbone_keeps_its_vocabulary(model, tokens, tmp_path):
   )
 
 
+@pytest.mark.parametrize(
+  'format, task, settings, message',
+  [
+    ('native', None, {'dtype': 'int8'}, "'int8' is not known"),
+    ('t5x', None, {'dtype': 'float16'}, "'float16' is refused"),
+    ('hf', 0, {'dtype': 'bogus'}, "'bogus' is not known"),
+    ('native', None, {'dtype': 'bfloat16'}, 'native holds adapters alone'),
+    ('peft-lora', 0, {'dtype': 'bfloat16'}, 'peft-lora holds adapters alone'),
+    ('stablehlo', None, {'dtype': 'bfloat16'}, r'load.…, dtype=.bfloat16'),
+    ('run', None, {'dtype': 'bfloat16'}, 'leave dtype out'),
+    ('hf', 0, {'base_model': 'google/t5'}, 'no place for base_model'),
+    ('native', None, {'base_model': 'google/t5'}, 'no place for base_model'),
+  ],
+)
+def test_settings_that_a_format_does_not_use_are_refused(
+  model, tmp_path, format, task, settings, message
+):
+  with pytest.raises(UserError, match=message):
+    model.save(tmp_path / 'a', format, task, **settings)
+  assert not (tmp_path / 'a').exists()
+
+
+def test_the_change_of_logits_is_that_of_what_was_written(model, tmp_path):
+  exact = model.save(tmp_path / 'a', 'hf', 0).logits_change
+  rounded = model.save(tmp_path / 'b', 'hf', 0, dtype='bfloat16').logits_change
+  assert exact < 1e-5 < 1e-4 < rounded
+
+
+def test_what_transformers_cannot_express_is_said_before_fusing(
+  model, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(saving.fusing, 'fuse', None)
+  config = dataclasses.replace(toy_text.CONFIG, relative_positions='layer')
+  inner = dataclasses.replace(model.loaded.model, config=config)
+  other = mhr_jax.Model(dataclasses.replace(model.loaded, model=inner))
+  with pytest.raises(UserError, match='one relative-position table a stack'):
+    other.save(tmp_path / 'a', 'hf', 0)
+
+
+def test_a_t5x_folder_with_a_newer_step_is_left_alone(model, tmp_path):
+  later = mhr_jax.Model(dataclasses.replace(model.loaded, step=9))
+  later.save(tmp_path / 'a', 't5x', 0)
+  with pytest.raises(UserError, match='holds checkpoint_9'):
+    model.save(tmp_path / 'a', 't5x', 1)
+  with pytest.raises(UserError, match='place of one checkpoint'):
+    model.save(tmp_path / 'a' / 'checkpoint_9', 't5x', 1)
+  assert [x.name for x in (tmp_path / 'a').iterdir()] == ['checkpoint_9']
+
+
 def test_programs_are_of_all_tasks_or_of_one(model, tmp_path, monkeypatch):
   calls = []
   monkeypatch.setattr(
@@ -159,6 +212,7 @@ def test_programs_are_of_all_tasks_or_of_one(model, tmp_path, monkeypatch):
     ('hf', 'uper', "Did you mean 'upper'"),
     ('peft-poly', 'upper', "'peft-poly' holds all tasks"),
     ('native', 5, 'Task id 5 is out of range'),
+    ('run', 'upper', "'run' holds all tasks"),
   ],
 )
 def test_what_cannot_be_saved_is_said_before_anything_is_written(
@@ -173,11 +227,12 @@ def test_what_cannot_be_saved_is_said_before_anything_is_written(
 @pytest.mark.parametrize('format', saving.SAVE_FORMATS)
 def test_folders_of_something_else_are_left_alone(model, tmp_path, format):
   (tmp_path / 'notes.txt').write_text('mine')
+  task = None if format in ('peft-poly', 'run') else 0
   with pytest.raises(UserError, match='something else already'):
-    model.save(tmp_path, format, None if format == 'peft-poly' else 0)
+    model.save(tmp_path, format, task)
   (tmp_path / 'config.json').write_text('{}')
   with pytest.raises(UserError, match='a transformers folder already'):
-    model.save(tmp_path, format, None if format == 'peft-poly' else 0)
+    model.save(tmp_path, format, task)
   assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -186,6 +241,8 @@ def test_bare_backbones_have_no_adapters_to_save(model, tmp_path):
   for format in ('peft-poly', 'peft-lora'):
     with pytest.raises(UserError, match='there are none to write'):
       bare.save(tmp_path, format)
+  with pytest.raises(UserError, match='no adapters, so no tasks'):
+    bare.save(tmp_path, 'hf', 'upper')
 
 
 def test_an_adapter_for_another_backbone_is_refused(model, tmp_path):
