@@ -11,6 +11,7 @@ each linear then adds what its pair gives.
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import math
+import re
 from typing import Any, NamedTuple
 
 from flax import linen as nn
@@ -112,6 +113,9 @@ class RoutedModel:
   _stacks: dict[str, _Stack] = dataclasses.field(
     default_factory=dict, init=False, repr=False
   )
+  _shapes: dict[str, LinearShape] = dataclasses.field(
+    default_factory=dict, init=False, repr=False
+  )
 
   def init(
     self, rngs: Any, *args: Any, task_ids: Any = None, **kwargs: Any
@@ -131,6 +135,7 @@ class RoutedModel:
       UserError: see `init_added`; or the model has such collections itself.
     """
     del task_ids
+    _params_key(rngs)
     variables = self.model.init(rngs, *args, **kwargs)
     taken = sorted(_ADDED & set(variables))
     if taken:
@@ -152,11 +157,11 @@ class RoutedModel:
 
     Raises:
       UserError: a target matches no linear (the nearest paths are named),
-        n_splits does not divide one's features, or one cannot be adapted.
+        n_splits does not divide one's features, one cannot be adapted, or
+        `rngs` has no 'params'.
     """
+    key = routing.fold_name(_params_key(rngs), 'mhr_jax')
     found, chosen = self._look(rngs, args, kwargs)
-    key = rngs['params'] if isinstance(rngs, Mapping) else rngs
-    key = routing.fold_name(key, 'mhr_jax')
     added = jax.jit(lambda k: methods.init_added(k, self.config, chosen))(key)
     print(_summary(found, chosen, added))
     return added
@@ -186,6 +191,8 @@ class RoutedModel:
       *args: the model's inputs, with the examples first. Where an example has
         several rows (beams), repeat its task id: `jnp.repeat(task_ids, 4)`.
       task_ids: the examples' tasks; not needed where all share one adapter.
+        Under `jax.jit`, where nobody can look at them, an id outside 0 …
+        n_tasks - 1 makes its example NaN; elsewhere it is an error.
       example_index: the examples' indices in the global batch, on which the
         noise depends; default 0, 1, 2 ….
       **kwargs: for the model's `apply`, such as `rngs`, `mutable`, `method`.
@@ -196,15 +203,17 @@ class RoutedModel:
       What the model's `apply` returns.
 
     Raises:
-      UserError: there are no adapters, or some of another model, or the task
-        ids are needed or do not fit a linear's rows.
+      UserError: the adapters and routers are not those that this config has
+        for this model (missing, too many, of other shapes), or the task ids
+        are needed or do not fit a linear's rows.
     """
     if modules.ADAPTERS not in variables:
       raise UserError(
         "The variables have no 'adapters': add what init_added(key, *inputs)"
         ' returns.'
       )
-    modules.check_task_ids(task_ids)
+    task_ids = modules.check_task_ids(task_ids, self.config.n_tasks)
+    self._check(variables, args, kwargs)
     rngs = kwargs.get('rngs')
     paired = adapters_lib.pair_for_batch(
       variables,
@@ -215,9 +224,24 @@ class RoutedModel:
     )
     mixed = adapters_lib.mix_adapters(paired, scale=self.config.scale)
     own = {k: tree for k, tree in variables.items() if k not in _ADDED}
-    own['params'] = self._lay_beside(own['params'], mixed, args, kwargs)
-    with nn.intercept_methods(_on_linears(self.linears, _add_pair)):
+    own['params'] = self._lay_beside(own['params'], mixed)
+    missing: dict[str, None] = {}
+    n_ids = None if task_ids is None else len(task_ids)
+
+    def add(module, x, y):
+      if module.get_variable('params', _PAIR) is not None:
+        return _add_pair(module, x, y, n_ids)
+      if self._is_target('/'.join(module.path)):
+        missing['/'.join(module.path)] = None
+      return y
+
+    with nn.intercept_methods(_on_linears(self.linears, add)):
       result = self.model.apply(own, *args, **kwargs)
+    if missing:
+      raise UserError(
+        f'There are no adapters for {", ".join(missing)}, which the targets'
+        ' match: hand in the variables that init_added made for this config.'
+      )
     if kwargs.get('mutable', False) is False:
       return result
     output, updated = result
@@ -225,18 +249,42 @@ class RoutedModel:
       updated = {**updated, 'params': _without_pairs(updated['params'])}
     return output, updated
 
-  def _lay_beside(self, params, mixed, args, kwargs):
-    """Returns the parameters with every linear's pair beside its kernel."""
-    pairs = adapters_lib.list_inventories(mixed)
-    for path in pairs:
-      _check_path(params, path)
-    if not pairs.keys() <= self._stacks.keys():
+  def _is_target(self, path):
+    return any(re.fullmatch(x, path) for x in self.config.targets)
+
+  def _check(self, variables, args, kwargs):
+    """Checks that adapters and routers are the config's; looks at the model."""
+    added = {k: variables[k] for k in _ADDED if k in variables}
+    leaves: dict[str, Any] = traverse_util.flatten_dict(added, sep='/')
+    paths = dict.fromkeys(
+      name.partition('/')[2].rpartition('/')[0]
+      for name in leaves
+      if name.startswith(f'{modules.ADAPTERS}/')
+    )
+    for path in paths:
+      _check_path(variables['params'], path)
+    extra = [path for path in paths if not self._is_target(path)]
+    if extra:
+      raise UserError(
+        f'There are adapters for {", ".join(extra)}, which no target matches:'
+        ' name them in targets, or leave their adapters out.'
+      )
+    if not paths.keys() <= self._stacks.keys():
       # Restored from a file: nobody has looked at the model yet.
-      names = kwargs.get('rngs') or {}
+      rngs = kwargs.get('rngs')
+      names = rngs if isinstance(rngs, Mapping) else ()
       keys = dict.fromkeys(('params', *names), jax.random.key(0))
       kwargs = {k: v for k, v in kwargs.items() if k not in _OF_APPLY}
       self._note(keys, args, kwargs)
-    for path, pair in pairs.items():
+    linears = {
+      path: self._shapes.get(path) or _read_shape(leaves, path, self.config)
+      for path in paths
+    }
+    modules.check_leaves(leaves, _leaf_shapes(self.config, linears))
+
+  def _lay_beside(self, params, mixed):
+    """Returns the parameters with every linear's pair beside its kernel."""
+    for path, pair in adapters_lib.list_inventories(mixed).items():
       if path in self._stacks:  # else this call does not come to the linear
         stacked = jax.tree.map(self._stacks[path].place, pair)
         params = _insert(params, path.split('/'), stacked)
@@ -244,6 +292,7 @@ class RoutedModel:
 
   def _look(self, rngs, args, kwargs):
     """Returns all linears and those that are adapted."""
+    _params_key(rngs)
     found, problems = self._note(rngs, args, kwargs)
     if not found or '' in found:
       raise UserError(_nothing_inside(self.model, self.linears, found))
@@ -280,7 +329,44 @@ class RoutedModel:
       )
       if linear.problem:
         problems[path] = linear.problem
+    self._shapes.update(found)
     return found, problems
+
+
+def _params_key(rngs):
+  if not isinstance(rngs, Mapping):
+    return rngs
+  if 'params' not in rngs:
+    raise UserError(
+      f"The random numbers are {sorted(rngs)}, and 'params' is needed to draw"
+      " parameters: hand in one key, or {'params': key, …}."
+    )
+  return rngs['params']
+
+
+def _read_shape(leaves, path, config):
+  """Returns the shape of a linear that a call does not come to."""
+  a, b = (leaves.get(f'{modules.ADAPTERS}/{path}/{x}') for x in 'ab')
+  if a is None or b is None or not a.ndim:
+    return LinearShape(0, 0, 0)  # refused, with its path
+  layers = a.shape[0]
+  pairs = max(layers * config.n_skills * config.rank, 1)
+  return LinearShape(layers, a.size // pairs, b.size // pairs)
+
+
+def _leaf_shapes(config, linears):
+  """Returns the shapes of all adapters and routers, by path."""
+  result = {}
+  for path, linear in linears.items():
+    lead = (linear.layers,)
+    for leaf, shape in modules.leaf_shapes(config, linear).items():
+      if leaf != routing.LOGITS:
+        result[f'{modules.ADAPTERS}/{path}/{leaf}'] = (*lead, *shape)
+        continue
+      name = routing.router_of(path, config.router_scope)
+      lead = lead if config.router_scope in routing.LAYERED_SCOPES else ()
+      result[f'{modules.ROUTERS}/{name}/{leaf}'] = (*lead, *shape)
+  return result
 
 
 def _describe(module, x, y):
@@ -325,15 +411,13 @@ def _on_linears(classes, act) -> Interceptor:
   return interceptor
 
 
-def _add_pair(module, x, y):
-  pair = module.get_variable('params', _PAIR)
-  if pair is None:
-    return y
+def _add_pair(module, x, y, n_ids):
   return modules.add_adapter(
     y,
     x,
-    pair,
+    module.get_variable('params', _PAIR),
     getattr(module, 'axis', -1),
+    n_ids=n_ids,
     precision=getattr(module, 'precision', None),
     name='/'.join(module.path),
   )

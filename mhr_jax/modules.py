@@ -17,6 +17,7 @@ from flax import linen as nn
 import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Float, Int
+import numpy as np
 
 from mhr_jax import adapters as adapters_lib
 from mhr_jax import methods, routing
@@ -30,6 +31,7 @@ NOISE = 'routing'
 """The name of the random numbers of 'relaxed_bernoulli' mixing."""
 
 _LINEAR = 'linear'
+_PROBLEMS_SHOWN = 4
 
 
 class RoutedDense(nn.DenseGeneral, kw_only=True):
@@ -71,13 +73,16 @@ class RoutedDense(nn.DenseGeneral, kw_only=True):
     Args:
       inputs: [batch, ..., in]. Where a batch has several rows an example, as
         the beams of a search, repeat its task id: `jnp.repeat(task_ids, 4)`.
-      task_ids: the examples' tasks; not needed where all share one adapter.
+      task_ids: the examples' tasks, one a row; not needed where all share one
+        adapter. Under `jax.jit`, where nobody can look at them, an id outside
+        0 … n_tasks - 1 makes its row NaN; elsewhere it is an error.
       example_index: of the rows in the global batch, on which the noise
         depends; default 0, 1, 2 ….
 
     Raises:
       UserError: n_splits does not divide the features, task ids are needed
-        or do not fit the batch, or a setting has no meaning here.
+        or do not fit the batch, the adapters or the router are of another
+        config, or a setting has no meaning here.
     """
     name = '/'.join(self.path) or type(self).__name__
     self._check(name)
@@ -85,7 +90,7 @@ class RoutedDense(nn.DenseGeneral, kw_only=True):
     rest, in_features = split_shape(inputs.shape, self.axis)
     linear = LinearShape(1, in_features, math.prod(y.shape[len(rest) :]))
     config = dataclasses.replace(self.adapters, targets=('.*',))
-    check_task_ids(task_ids)
+    task_ids = check_task_ids(task_ids, config.n_tasks)
     noisy = config.mixing == 'relaxed_bernoulli' and self.has_rng(NOISE)
     paired = adapters_lib.pair_for_batch(
       self._variables(name, config, linear),
@@ -97,7 +102,13 @@ class RoutedDense(nn.DenseGeneral, kw_only=True):
     mixed = adapters_lib.mix_adapters(paired, scale=config.scale)[_LINEAR]
     pair = jax.tree.map(lambda x: x[0], mixed)
     return add_adapter(
-      y, inputs, pair, self.axis, precision=self.precision, name=name
+      y,
+      inputs,
+      pair,
+      self.axis,
+      n_ids=None if task_ids is None else len(task_ids),
+      precision=self.precision,
+      name=name,
     )
 
   def _check(self, name):
@@ -124,8 +135,19 @@ class RoutedDense(nn.DenseGeneral, kw_only=True):
     tree: dict[str, dict[str, Any]] = {ADAPTERS: {}, ROUTERS: {}}
     for collection, leaf in leaves:
       value = self.variable(collection, leaf, drawn.__getitem__, leaf).value
-      tree[collection][leaf] = value[None]
-    return {collection: {_LINEAR: tree[collection]} for collection in tree}
+      tree[collection][leaf] = value
+    if self.has_variable(ROUTERS, routing.LOGITS):
+      logits = self.get_variable(ROUTERS, routing.LOGITS)
+      tree[ROUTERS][routing.LOGITS] = logits
+    shapes = leaf_shapes(config, linear)
+    check_leaves(
+      {f'{c}/{name}/{x}': value for c in tree for x, value in tree[c].items()},
+      {f'{c}/{name}/{leaf}': shapes[leaf] for c, leaf in leaves},
+    )
+    return {
+      collection: {_LINEAR: jax.tree.map(lambda x: x[None], leaves)}
+      for collection, leaves in tree.items()
+    }
 
   def _draw(self, name, config, linear):
     if not self.is_mutable_collection(ADAPTERS):
@@ -145,20 +167,86 @@ class RoutedDense(nn.DenseGeneral, kw_only=True):
     }
 
 
-def check_task_ids(task_ids: Any) -> None:
-  """Refuses task ids that are no whole numbers, one an example.
+def leaf_shapes(
+  config: AdapterConfig, linear: LinearShape
+) -> dict[str, tuple[int, ...]]:
+  """Returns the shapes of one layer's `a`, `b` and `routing_logits`."""
+  splits, skills, rank = config.n_splits, config.n_skills, config.rank
+  shapes: dict[str, tuple[int, ...]] = {
+    'a': (splits, skills, linear.in_features // splits, rank),
+    'b': (splits, skills, rank, linear.out_features // splits),
+  }
+  if config.has_routers:
+    shapes[routing.LOGITS] = (config.n_tasks, splits, skills)
+  return shapes
+
+
+def check_leaves(
+  leaves: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+  """Refuses adapters and routers that are not those of a config.
+
+  Args:
+    leaves: the arrays by path, collection first.
+    shapes: what they must be, by path.
+
+  Raises:
+    UserError: names the leaves that are missing, too many or of another shape.
+  """
+  problems = [f'{path} is missing' for path in shapes if path not in leaves]
+  problems += [
+    f'{path} is there, and the config has none'
+    for path in leaves
+    if path not in shapes
+  ]
+  problems += [
+    f'{path} is {list(jnp.shape(leaf))}, and the config makes it'
+    f' {list(shapes[path])}'
+    for path, leaf in leaves.items()
+    if path in shapes and jnp.shape(leaf) != shapes[path]
+  ]
+  if problems:
+    shown, more = problems[:_PROBLEMS_SHOWN], len(problems) - _PROBLEMS_SHOWN
+    raise UserError(
+      f'{"; ".join(shown)}{f"; and {more} more" if more > 0 else ""}. Hand in'
+      ' the config and the linears that these variables were made with.'
+    )
+
+
+def check_task_ids(task_ids: Any, n_tasks: int) -> Array | None:
+  """Refuses task ids that are no tasks' numbers, one an example.
+
+  Returns:
+    The ids as an array. Their values are looked at where they are known, which
+    they are not under `jax.jit`.
 
   Raises:
     UserError: says what they are instead.
   """
   if task_ids is None:
-    return
+    return None
   array = jnp.asarray(task_ids)
   if array.ndim != 1 or not jnp.issubdtype(array.dtype, jnp.integer):
     raise UserError(
       f'task_ids are {array.dtype.name}{list(array.shape)}: hand in whole'
       ' numbers [batch], one for each example.'
     )
+  values = _known_values(task_ids)
+  wrong = values[(values < 0) | (values >= n_tasks)]
+  if wrong.size:
+    raise UserError(
+      f'There is no task {wrong[0]} (in task_ids): {n_tasks} task(s) are'
+      f' numbered from 0 to {n_tasks - 1}.'
+    )
+  return array
+
+
+def _known_values(task_ids):
+  """Returns the ids as NumPy has them; none where they are not at hand."""
+  try:
+    return np.asarray(task_ids)
+  except (jax.errors.TracerArrayConversionError, RuntimeError):
+    return np.zeros(0, int)  # traced, or on the devices of other processes
 
 
 def split_shape(
@@ -185,6 +273,7 @@ def add_adapter(
   pair: Mapping[str, Float[Array, '...']],
   axis: int | Sequence[int] = -1,
   *,
+  n_ids: int | None = None,
   precision: Any = None,
   name: str = _LINEAR,
 ) -> Float[Array, 'batch *out']:
@@ -196,20 +285,23 @@ def add_adapter(
     pair: 'a' [batch or 1, in, rank] and 'b' [batch or 1, rank, out]; features
       of several axes in row-major order, as x has them.
     axis: of x, that the linear sums over.
+    n_ids: how many task ids there were; without any, one pair may serve all.
     precision: of the linear; the adapter's products have it too.
     name: of the linear, for the error.
 
   Raises:
-    UserError: the first axis of x is not as long as there are pairs.
+    UserError: the first axis of x is not as long as there are task ids.
   """
   contracted = _positive(axis, x.ndim)
   rest, in_features = split_shape(x.shape, axis)
   rows = rest[0] if rest and 0 not in contracted else 1
   batch = pair['a'].shape[0]
-  if batch not in (1, rows):
+  fitting = (1, rows) if n_ids is None else (rows,)
+  n_ids = batch if n_ids is None else n_ids
+  if n_ids not in fitting:
     raise UserError(
       f'{name}: its input {list(x.shape)} has {rows} row(s), and there are'
-      f' {batch} task ids: one a row is needed. Where an example has several'
+      f' {n_ids} task ids: one a row is needed. Where an example has several'
       ' rows, repeat its id (jnp.repeat); where the first axis is not the'
       ' examples, leave this linear out of the targets.'
     )

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 from flax import linen as nn
+from flax import traverse_util
 import jax
 from jax import numpy as jnp
 import numpy as np
@@ -44,6 +45,9 @@ class Decoder(nn.Module):
 
   stacked_on: int | None = None
   remat: bool = False
+
+  def embed(self, ids):
+    return jax.nn.one_hot(ids, WIDTH)
 
   @nn.compact
   def __call__(self, ids):
@@ -261,13 +265,99 @@ def test_settings_that_fit_nothing_are_errors(settings, message):
     route(Decoder(), config).find_linears(jax.random.key(0), IDS)
 
 
+def change_leaf(variables, path, leaf):
+  """Returns variables with another leaf at a path, or with none."""
+  flat = traverse_util.flatten_dict(variables, sep='/')
+  flat = {**flat, path: leaf}
+  flat = {k: x for k, x in flat.items() if x is not None}
+  return traverse_util.unflatten_dict(flat, sep='/')
+
+
+@pytest.mark.parametrize(
+  'settings', [{'rank': 4}, {'n_skills': 2}, {'n_tasks': 5}, {'n_splits': 1}]
+)
+@pytest.mark.parametrize('method', [None, Decoder.embed])
+def test_variables_of_another_config_are_refused(settings, method):
+  """Also where the call comes to no linear."""
+  model, x = MODELS['decoder']
+  _, variables, _, _ = routed_model('decoder')
+  other = route(model, dataclasses.replace(CONFIG, **settings))
+  with pytest.raises(UserError, match='layer_0.* is .*the config makes it'):
+    jax.eval_shape(
+      lambda v: other.apply(v, x, task_ids=TASKS, method=method), variables
+    )
+
+
+@pytest.mark.parametrize('mixing', ['sigmoid', 'private'])
+def test_an_id_that_no_task_has_makes_its_example_nan_under_jit(mixing):
+  config = AdapterConfig(n_tasks=3, n_skills=3, mixing=mixing)
+  routed = route(Shared(), config)
+  x = np.ones((4, WIDTH), np.float32)
+  variables = random_variables(routed, x)
+  y = jax.jit(routed.apply)(variables, x, task_ids=np.array([2, -1, 3, 0]))
+  assert np.isnan(y[1:3]).all() and np.isfinite(y[::3]).all()
+
+
+def test_one_key_for_apply_and_keys_without_params():
+  """By objects that have not seen `init`."""
+  model, x = MODELS['vision']
+  _, variables, apply, _ = routed_model('vision')
+  y = jax.jit(route(model, CONFIG).apply)(
+    variables, x, task_ids=TASKS, rngs=jax.random.key(0)
+  )
+  np.testing.assert_array_equal(y, apply(variables, x, task_ids=TASKS))
+  routed, keys = route(model, CONFIG), {'dropout': jax.random.key(0)}
+  for method in (routed.init, routed.init_added, routed.find_linears):
+    with pytest.raises(
+      UserError, match=r"\['dropout'\], and 'params' is needed"
+    ):
+      method(keys, x)
+
+
 @pytest.mark.parametrize(
   ('change', 'task_ids', 'message'),
   [
     (lambda v: {'params': v['params']}, TASKS, 'add what init_added'),
     (lambda v: v, None, 'no task_ids'),
     (lambda v: v, TASKS[:2], r'layer_0/attention/query: .* 4 row\(s\).* 2'),
+    (lambda v: v, TASKS[:1], r'layer_0/attention/query: .* 4 row\(s\).* 1'),
     (lambda v: v, TASKS.astype(float), 'task_ids are float'),
+    (lambda v: v, TASKS - 1, 'There is no task -1 .*from 0 to 2'),
+    (
+      lambda v: {k: tree for k, tree in v.items() if k != 'routers'},
+      TASKS,
+      'routers/layer_0/attention/query/routing_logits is missing',
+    ),
+    (
+      lambda v: change_leaf(v, 'routers/layer_1/up/routing_logits', None),
+      TASKS,
+      'routers/layer_1/up/routing_logits is missing',
+    ),
+    (
+      lambda v: change_leaf(v, 'routers/layer_1/down/routing_logits', 0.0),
+      TASKS,
+      'routers/layer_1/down/routing_logits is there',
+    ),
+    (
+      lambda v: change_leaf(v, 'adapters/layer_1/up/b', None),
+      TASKS,
+      'adapters/layer_1/up/b is missing',
+    ),
+    (
+      lambda v: change_leaf(v, 'adapters/layer_1/up/a', jnp.ones((1, 2, 4))),
+      TASKS,
+      r'adapters/layer_1/up/a is \[1, 2, 4\], and .* \[1, 2, 4, 4, 2\]',
+    ),
+    (
+      lambda v: {**v, **{k: {'layer_0': v[k]['layer_0']} for k in ADDED}},
+      TASKS,
+      'no adapters for layer_1/attention/query, .*layer_2/up, which',
+    ),
+    (
+      lambda v: change_leaf(v, 'adapters/layer_1/down/a', 0.0),
+      TASKS,
+      'adapters for layer_1/down, which no target matches',
+    ),
     (
       lambda v: {
         **v,

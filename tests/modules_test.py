@@ -1,5 +1,6 @@
 """RoutedDense: a drop-in without adapters, a plain loop with them."""
 
+import dataclasses
 import itertools
 
 from flax import linen as nn
@@ -10,6 +11,7 @@ import pytest
 
 from mhr_jax import RoutedDense, UserError
 from mhr_jax.adapters import AdapterConfig
+from mhr_jax.routing import MIXINGS
 
 CONFIG = AdapterConfig(n_tasks=3, n_skills=4, n_splits=2, rank=2, alpha=6.0)
 TASKS = np.array([2, 0, 2, 1])
@@ -315,6 +317,37 @@ def test_a_checkpoint_takes_the_place_of_params():
     routed.apply({'params': checkpoint}, x, TASKS)
 
 
+@pytest.mark.parametrize('mixing', sorted(set(MIXINGS) - {'uniform'}))
+def test_ids_that_no_task_has_are_errors_and_nan_where_nobody_can_look(mixing):
+  config = dataclasses.replace(CONFIG, n_skills=3, mixing=mixing)
+  routed, _, variables, x = make('dense', config)
+  for wrong in (-1, 3):
+    task_ids = np.array([2, wrong, 2, 1])
+    for ids in (task_ids, list(task_ids), jnp.array(task_ids)):
+      with pytest.raises(UserError, match=f'no task {wrong} .*from 0 to 2'):
+        jax.eval_shape(lambda v, i=ids: routed.apply(v, x, i), variables)
+  task_ids = np.array([2, -1, 3, 1])
+  y = jax.jit(routed.apply)(variables, x, task_ids)
+  assert np.isnan(y[1:3]).all() and np.isfinite(y[::3]).all()
+
+
+@pytest.mark.parametrize(
+  ('settings', 'message'),
+  [
+    ({'rank': 1}, r'adapters/RoutedDense/a is \[2, 4, 4, 2\].*\[2, 4, 4, 1\]'),
+    ({'n_skills': 2}, r'a is .*b is .*logits is \[3, 2, 4\].*\[3, 2, 2\]'),
+    ({'n_splits': 1}, r'a is .*b is \[2, 4, 2, 3\].*\[1, 4, 2, 6\]'),
+    ({'n_tasks': 9}, r'logits is \[3, 2, 4\], and the config makes it \[9, 2'),
+    ({'mixing': 'uniform'}, 'routers/RoutedDense/routing_logits is there'),
+  ],
+)
+def test_variables_of_another_config_are_refused(settings, message):
+  _, _, variables, x = make('dense')
+  other = RoutedDense(6, adapters=dataclasses.replace(CONFIG, **settings))
+  with pytest.raises(UserError, match=message):
+    jax.eval_shape(lambda v: other.apply(v, x, TASKS), variables)
+
+
 @pytest.mark.parametrize(
   ('form', 'settings', 'arguments', 'task_ids', 'message'),
   [
@@ -322,6 +355,7 @@ def test_a_checkpoint_takes_the_place_of_params():
     ('dense', {}, {}, None, 'no task_ids.*3 tasks'),
     ('dense', {}, {}, TASKS[:3], r'4 row\(s\), and there are 3 task ids'),
     ('dense', {}, {}, TASKS[:2], r'4 row\(s\), and there are 2 task ids'),
+    ('dense', {}, {}, TASKS[:1], r'4 row\(s\), and there are 1 task ids'),
     ('dense', {}, {}, 1, r'task_ids are int32\[\]'),
     ('dense', {}, {}, np.ones(4), r'task_ids are float32\[4\]'),
     ('dense', {'router_scope': 'model'}, {}, TASKS, 'route'),
