@@ -11,7 +11,6 @@ written from one.
 
 from collections.abc import Mapping
 import dataclasses
-import json
 from typing import Any
 
 from etils import epath
@@ -184,11 +183,9 @@ def load_adapter(folder: epath.PathLike) -> AdapterBundle:
       altered, or its arrays are not those of its configuration.
   """
   folder = checkpoints.absolute(folder)
-  facts, model = _read_model(folder)
+  (facts, model), where = _read_model(folder), str(folder / ADAPTER_FILE)
   if model.adapters is None:
-    raise UserError(
-      f'{folder / ADAPTER_FILE} describes a model without adapters.'
-    )
+    raise UserError(f'{where} describes a model without adapters.')
   arrays = tensor_files.read_tensors(folder / ARRAYS_FILE)
   params = traverse_util.unflatten_dict(arrays, sep='/')
   at = str(folder / ARRAYS_FILE)
@@ -199,8 +196,9 @@ def load_adapter(folder: epath.PathLike) -> AdapterBundle:
       f'{at} was altered or damaged after it was written: its checksum is'
       f' {found}, {ADAPTER_FILE} has {facts["checksum"]}. Copy it again.'
     )
-  tasks = facts['tasks']
-  table = None if tasks is None else TaskTable.from_names(tasks)
+  table = None
+  if facts['tasks'] is not None:
+    table = run_folder.tasks_from_json(facts['tasks'], where=f'{where}: tasks')
   return AdapterBundle(
     model.adapters,
     params,
@@ -234,29 +232,9 @@ def _read_facts(folder: epath.Path) -> dict[str, Any]:
     raise UserError(
       f'{folder} holds no adapter of ours: it has no {ADAPTER_FILE}.'
     )
-  facts = read_json(path)
-  version = facts.get('format_version', 0)
-  if version > FORMAT_VERSION:
-    raise UserError(
-      f'{path} has format {version}; this version of mhr_jax reads up to'
-      f' {FORMAT_VERSION}. Install a newer one.'
-    )
+  facts = run_files.read_json(path)
+  run_files.check_format(facts, FORMAT_VERSION, where=str(path))
   missing = {'model', 'tasks', 'checksum'} - set(facts)
   if missing:
     raise UserError(f'{path} lacks {", ".join(sorted(missing))}.')
   return facts
-
-
-def read_json(path: epath.Path) -> dict[str, Any]:
-  """Returns the object in a JSON file.
-
-  Raises:
-    UserError: it is not whole, or no object.
-  """
-  try:
-    value = json.loads(path.read_text())
-  except ValueError as error:
-    raise UserError(f'{path} is not whole JSON: {error}.') from error
-  if not isinstance(value, dict):
-    raise UserError(f'{path} holds no JSON object.')
-  return value

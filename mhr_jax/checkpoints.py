@@ -6,7 +6,8 @@ once a run (`save_tree`, see `run_folder`). Restoring is strict: a leaf that is
 missing, extra or of another shape is an error that names it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
 from typing import Any
 
 from etils import epath
@@ -101,7 +102,8 @@ class Checkpoints:
   def metadata(self, step: int) -> dict[str, Any]:
     """Returns the JSON saved with a step, without reading its arrays."""
     args = ocp.args.Composite(metadata=ocp.args.JsonRestore())
-    return dict(self._manager.restore(step, args=args)['metadata'])
+    with explained(f'{self.folder}/{step}/metadata'):
+      return dict(self._manager.restore(step, args=args)['metadata'])
 
   def restore(self, step: int, *, trainable: Any, optimizer: Any) -> Any:
     """Returns (trainable, optimizer) of a step.
@@ -112,8 +114,8 @@ class Checkpoints:
       optimizer: likewise; None leaves the optimizer's state out.
 
     Raises:
-      UserError: a leaf is missing, extra or of another shape; or the step has
-        no optimizer state.
+      UserError: a leaf is missing, extra or of another shape; the step has no
+        optimizer state; or its files are damaged.
     """
     targets = {'trainable': trainable}
     if optimizer is not None:
@@ -124,12 +126,12 @@ class Checkpoints:
           ' resumed; a new run can start from its parameters: start_from ='
           f' {str(self.folder.parent)!r}, with another run_dir.'
         )
-    saved = self._manager.item_metadata(step)
     for item, target in targets.items():
-      where = f'{self.folder}/{step}/{item}'
-      check_tree(saved[item].tree, target, where=where)
+      folder = self.folder / str(step) / item
+      check_tree(saved_structure(folder), target, where=str(folder))
     args = {item: _restore_args(target) for item, target in targets.items()}
-    found = self._manager.restore(step, args=ocp.args.Composite(**args))
+    with explained(f'{self.folder}/{step}'):
+      found = self._manager.restore(step, args=ocp.args.Composite(**args))
     return found['trainable'], found.get('optimizer')
 
   def wait(self):
@@ -150,9 +152,17 @@ def committed_steps(run_dir: epath.PathLike) -> tuple[int, ...]:
 
 
 def read_metadata(run_dir: epath.PathLike, step: int) -> dict[str, Any]:
-  """Returns the JSON saved with a step of a run folder."""
-  with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-    return checkpointer.restore(_item_folder(run_dir, step, 'metadata'))
+  """Returns the JSON saved with a step of a run folder.
+
+  Raises:
+    UserError: it is absent or damaged.
+  """
+  folder = _item_folder(run_dir, step, 'metadata')
+  with (
+    explained(str(folder)),
+    ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer,
+  ):
+    return checkpointer.restore(folder)
 
 
 def read_trainable(run_dir: epath.PathLike, step: int, target: Any) -> Any:
@@ -186,19 +196,53 @@ def restore_tree(folder: epath.PathLike, target: Any) -> Any:
       another floating type is converted.
 
   Raises:
-    UserError: a leaf is missing, extra or of another shape.
+    UserError: a leaf is missing, extra or of another shape, or a file is
+      absent or damaged.
   """
   folder = absolute(folder)
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-    saved = checkpointer.metadata(folder).item_metadata
-    check_tree(saved.tree, target, where=str(folder))
+  check_tree(saved_structure(folder), target, where=str(folder))
+  with (
+    explained(str(folder)),
+    ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer,
+  ):
     return checkpointer.restore(folder, args=_restore_args(target))
 
 
 def saved_structure(folder: epath.PathLike) -> Any:
-  """Returns the tree of what lies in a folder, by metadata alone."""
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-    return checkpointer.metadata(absolute(folder)).item_metadata.tree
+  """Returns the tree of what lies in a folder, by metadata alone.
+
+  Raises:
+    UserError: a file is absent or damaged.
+  """
+  folder = absolute(folder)
+  with (
+    explained(str(folder)),
+    ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer,
+  ):
+    saved = checkpointer.metadata(folder).item_metadata
+    if saved is None:
+      raise FileNotFoundError('the list of its arrays is absent or damaged')
+    return saved.tree
+
+
+@contextlib.contextmanager
+def explained(what: str) -> Iterator[None]:
+  """Says which folder could not be read, where reading it fails.
+
+  Args:
+    what: the folder.
+
+  Raises:
+    UserError: instead of what Orbax raises where files are not as written.
+  """
+  try:
+    yield
+  except (KeyError, OSError, TypeError, ValueError) as error:
+    reason = str(error).partition('\n')[0][:300]
+    raise UserError(
+      f'{what} cannot be read: {reason}. It was cut short, altered or not'
+      ' copied with the rest: copy it again.'
+    ) from error
 
 
 def _restore_args(target: Any) -> ocp.args.PyTreeRestore:

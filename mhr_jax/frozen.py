@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 import dataclasses
-import json
 from typing import Any
 
 from etils import epath
@@ -60,9 +59,18 @@ def read_frozen(folder: epath.PathLike) -> dict[str, Any] | None:
   """Returns what `save_frozen` noted about a folder; None where it saved none.
 
   The keys are `checksum`, `parameters` and `config` (of a backbone).
+
+  Raises:
+    UserError: the file is damaged, or of a newer format.
   """
   path = checkpoints.absolute(folder) / FROZEN_FILE
-  return json.loads(path.read_text()) if path.exists() else None
+  if not path.exists():
+    return None
+  facts = run_files.read_json(path)
+  run_files.check_format(facts, FORMAT_VERSION, where=str(path))
+  if 'checksum' not in facts:
+    raise UserError(f'{path} lacks checksum.')
+  return facts
 
 
 def restore_frozen(folder: epath.PathLike, target: Any) -> Any:

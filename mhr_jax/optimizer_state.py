@@ -7,7 +7,6 @@ backbone trains do the two layouts of its layers name them differently.
 
 from collections.abc import Mapping
 import dataclasses
-import json
 import re
 from typing import Any
 
@@ -183,13 +182,8 @@ def read_description(path: epath.Path) -> OptimizerDescription | None:
   """
   if not path.exists():
     return None
-  values = json.loads(path.read_text())
-  version = values.get('format_version', 0)
-  if version > FORMAT_VERSION:
-    raise UserError(
-      f'{path} has format {version}; this version of mhr_jax reads up to'
-      f' {FORMAT_VERSION}. Install a newer one.'
-    )
+  values = run_files.read_json(path)
+  run_files.check_format(values, FORMAT_VERSION, where=str(path))
   missing = {'settings', 'trains'} - set(values)
   if missing:
     raise UserError(f'{path} lacks {", ".join(sorted(missing))}.')

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import time
 from typing import Any, Protocol
 import uuid
@@ -112,7 +113,7 @@ def check_format(facts: Mapping[str, Any], newest: int, *, where: str) -> None:
     where: the file, for the message.
   """
   version = facts.get('format_version', 0)
-  if not isinstance(version, int):
+  if type(version) is not int:
     raise UserError(
       f'{where} has the format_version {version!r}; a whole number is wanted.'
     )
@@ -150,9 +151,7 @@ def new_folder(folder: epath.PathLike) -> Iterator[epath.Path]:
     place.mkdir(parents=True, exist_ok=True)
     yield place
     if place != folder:
-      if folder.exists():
-        folder.rmdir()
-      place.rename(folder)
+      os.rename(place, folder)  # An empty folder gives way.
   except OSError as error:
     raise UserError(f'{folder} cannot be written: {error}.') from error
   finally:

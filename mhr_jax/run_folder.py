@@ -13,7 +13,6 @@ buckets alike. In a run of several processes the first writes the small files.
 
 from collections.abc import Iterable, Mapping
 import dataclasses
-import json
 from typing import Any, NamedTuple
 import warnings
 
@@ -70,15 +69,12 @@ def model_from_json(
     where: the file's name, for messages.
 
   Raises:
-    UserError: the file is of a newer format or lacks a key.
+    UserError: the file is of a newer format, lacks a key, or has a value that
+      is not possible.
   """
-  values = dict(values)
-  version = values.pop('format_version', 0)
-  if version > FORMAT_VERSION:
-    raise UserError(
-      f'{where} has format {version}; this version of mhr_jax reads up to'
-      f' {FORMAT_VERSION}. Install a newer one.'
-    )
+  values = dict(_check_object(values, where))
+  run_files.check_format(values, FORMAT_VERSION, where=where)
+  values.pop('format_version', None)
   adapters = values.pop('adapters', None)
   config = config_from_json(values.pop('config', {}), where=f'{where}: config')
   if adapters is not None:
@@ -100,8 +96,9 @@ def settings_from_json(
   """Makes a dataclass from its JSON form; unknown keys are reported.
 
   Raises:
-    UserError: a key is missing.
+    UserError: a key is missing, or a value is not possible.
   """
+  _check_object(values, where)
   known = {field.name for field in dataclasses.fields(cls)}
   unknown = sorted(set(values) - known)
   if unknown:
@@ -117,7 +114,29 @@ def settings_from_json(
   }
   try:
     return cls(**kept)
-  except TypeError as error:
+  except (TypeError, UserError) as error:
+    raise UserError(f'{where}: {error}') from error
+
+
+def _check_object(values: Any, where: str) -> Mapping[str, Any]:
+  if not isinstance(values, Mapping):
+    raise UserError(f'{where} is {values!r}; an object is wanted.')
+  return values
+
+
+def tasks_from_json(names: Any, *, where: str) -> TaskTable:
+  """Makes a task table from its JSON form.
+
+  Args:
+    names: of the tasks.
+    where: the file's name, and the key in it.
+
+  Raises:
+    UserError: they are no list of different names.
+  """
+  try:
+    return TaskTable.from_names(names)
+  except UserError as error:
     raise UserError(f'{where}: {error}') from error
 
 
@@ -159,7 +178,7 @@ _REMEDY = ' Choose another run folder, or go on with what this one has.'
 
 def _write_model(path: epath.Path, model: RoutedT5):
   if path.exists():
-    old = model_from_json(json.loads(path.read_text()), where=str(path))
+    old = model_from_json(run_files.read_json(path), where=str(path))
     changed = _differences(old, model)
     if changed:
       raise UserError(
@@ -187,7 +206,7 @@ def _differences(old: RoutedT5, new: RoutedT5) -> list[str]:
 
 def _write_tasks(path: epath.Path, task_table: TaskTable):
   if path.exists():
-    old = TaskTable.from_json(path.read_text())
+    old = read_tasks(path)
     if old != task_table:
       pairs = enumerate(zip(old.names, task_table.names, strict=False))
       i = next((i for i, (a, b) in pairs if a != b), None)
@@ -206,13 +225,18 @@ def read_model(run_dir: epath.PathLike) -> RoutedT5:
   path = checkpoints.absolute(run_dir) / MODEL_FILE
   if not path.exists():
     raise UserError(f'{run_dir} is not a run folder: it has no {MODEL_FILE}.')
-  return model_from_json(json.loads(path.read_text()), where=str(path))
+  return model_from_json(run_files.read_json(path), where=str(path))
 
 
 def read_task_table(run_dir: epath.PathLike) -> TaskTable | None:
   """Returns the task table of a run folder; None where there is none."""
   path = checkpoints.absolute(run_dir) / run_files.TASKS_FILE
-  return TaskTable.from_json(path.read_text()) if path.exists() else None
+  return read_tasks(path) if path.exists() else None
+
+
+def read_tasks(path: epath.Path) -> TaskTable:
+  """Returns the task table in a file."""
+  return tasks_from_json(run_files.read_json(path, list), where=str(path))
 
 
 def read_vocabulary(
@@ -223,7 +247,10 @@ def read_vocabulary(
   path = folder / VOCABULARY_FILE
   if not path.exists():
     return None
-  return vocabulary_lib.from_spec(json.loads(path.read_text()), folder)
+  try:
+    return vocabulary_lib.from_spec(run_files.read_json(path), folder)
+  except (AttributeError, KeyError, TypeError) as error:
+    raise UserError(f'{path} describes no vocabulary: {error!r}.') from error
 
 
 def check_pretraining(
@@ -244,7 +271,7 @@ def check_pretraining(
   path = checkpoints.absolute(run_dir) / run_files.RUN_FILE
   if not path.exists():
     return
-  done = json.loads(path.read_text()).get('method')
+  done = run_files.read_json(path).get('method')
   if done is None or done in (method.name, method.pretrain_as):
     return
   fitting = [

@@ -15,7 +15,6 @@ those that are missing.
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
-import json
 from typing import Literal
 
 from etils import epath
@@ -247,7 +246,7 @@ def _check_settings(run_dir: epath.Path, settings: Study) -> None:
   if not path.exists():
     run_files.write_json(path, values)
     return
-  changed = configuration_values.diff(json.loads(path.read_text()), values)
+  changed = configuration_values.diff(run_files.read_json(path), values)
   if changed:
     raise UserError(
       f'{run_dir} holds a study with other settings:\n  '

@@ -20,7 +20,6 @@ trains. `gain` is over the backbone alone, with its 95 % interval over seeds
 
 from collections.abc import Callable, Mapping
 import dataclasses
-import json
 from typing import Any
 
 from etils import epath
@@ -117,7 +116,7 @@ class StudyResults:
     name = f'{row}-{phase}-seed{seed}.json'.replace(', ', '-').replace(' ', '_')
     path = self._run_dir / CELLS_FOLDER / name
     if path.exists():
-      self._cells[key] = CellScores(**json.loads(path.read_text()))
+      self._cells[key] = CellScores(**run_files.read_json(path))
       return
     self._cells[key] = cell()
     run_files.write_json(path, self._cells[key])

@@ -188,7 +188,7 @@ def _first_change(data: TaskData) -> str | None:
     path = _made_from_path(data.data_dir, name)
     if not path.exists():
       continue
-    made = json.loads(path.read_text())
+    made = run_files.read_json(path)
     if made['modules'] != asked:
       changed = _changed_options(made['modules'], asked)
       return f'{name} was prepared with other {changed}'

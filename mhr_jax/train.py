@@ -8,7 +8,6 @@ the settings objects themselves.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import json
 import sys
 from typing import Any, Literal, NamedTuple
 
@@ -266,7 +265,7 @@ def _check_settings(
     return
   if not path.exists():
     return
-  old = json.loads(path.read_text())
+  old = run_files.read_json(path)
   changed = configuration_values.diff(_decisive(old), _decisive(values))
   if changed:
     raise UserError(

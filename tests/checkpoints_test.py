@@ -140,3 +140,50 @@ def test_a_frozen_save_broken_off_is_made_whole(tmp_path):
   (folder / frozen.FROZEN_FILE).unlink()
   assert frozen.save_frozen(folder, _tree()) != first
   _assert_equal(frozen.restore_frozen(folder, _tree()), _tree())
+
+
+@pytest.mark.parametrize(
+  ('file', 'named'),
+  [
+    ('metadata/metadata', 'metadata'),
+    ('trainable/_METADATA', 'trainable'),
+    ('trainable/manifest.ocdbt', 'trainable'),
+    ('trainable/d', 'trainable'),
+  ],
+)
+@pytest.mark.parametrize('cut', [False, True])
+def test_damaged_files_of_a_step_are_named(tmp_path, file, named, cut):
+  _save(tmp_path, [1])
+  path = tmp_path / 'checkpoints' / '1' / file
+  for part in path.iterdir() if path.is_dir() else (path,):
+    if cut:
+      part.write_bytes(part.read_bytes()[: part.stat().st_size // 2])
+    else:
+      part.unlink()
+  message = rf'checkpoints/1/{named} cannot be read: .* copy it again'
+  with pytest.raises(UserError, match=message):
+    if named == 'metadata':
+      checkpoints.read_metadata(tmp_path, 1)
+    else:
+      checkpoints.read_trainable(tmp_path, 1, _tree())
+  optimizer = optax.adam(0.1).init(_tree())
+  with (
+    checkpoints.Checkpoints(tmp_path) as saved,
+    pytest.raises(UserError, match=message),
+  ):
+    saved.metadata(1)
+    saved.restore(1, trainable=_tree(), optimizer=optimizer)
+
+
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    ('{"checksum": ', 'is not whole JSON: .* line 1'),
+    ('{}', 'lacks checksum'),
+    ('{"format_version": 9, "checksum": ""}', 'has format 9; .* up to 1'),
+  ],
+)
+def test_damaged_facts_of_a_frozen_subtree_are_named(tmp_path, text, message):
+  (tmp_path / frozen.FROZEN_FILE).write_text(text)
+  with pytest.raises(UserError, match=rf'{frozen.FROZEN_FILE} {message}'):
+    frozen.read_frozen(tmp_path)

@@ -181,6 +181,39 @@ def test_what_is_not_there_is_said(run, tmp_path):
     run_folder.load_run(tmp_path)
 
 
+@pytest.mark.parametrize('file', ['model.json', 'tasks.json', 'run.json'])
+def test_a_file_that_is_cut_short_is_named(tmp_path, file):
+  run_folder.write_description(tmp_path, model=_MODEL, task_table=_TASKS)
+  (tmp_path / file).write_text('{\n "form')
+  with pytest.raises(UserError, match=f'{file} is not whole .* line 2, column'):
+    run_folder.read_model(tmp_path)
+    run_folder.read_task_table(tmp_path)
+    run_folder.check_pretraining(tmp_path, 'mhr')
+
+
+@pytest.mark.parametrize(
+  ('file', 'text', 'message'),
+  [
+    ('model.json', '[]', 'model.json holds no JSON object'),
+    ('model.json', '{"format_version": "x"}', "the format_version 'x'"),
+    ('model.json', '{"config": 5}', 'model.json: config is 5; an object is'),
+    ('tasks.json', '{}', 'tasks.json holds no JSON list'),
+    ('tasks.json', '[1]', 'tasks.json: The name of a task is a text, not 1'),
+    ('vocabulary/spec.json', '{', 'spec.json is not whole JSON'),
+    ('vocabulary/spec.json', '{}', "spec.json describes no vocabulary.*'kind'"),
+  ],
+)
+def test_what_a_file_cannot_hold_is_named(tmp_path, file, text, message):
+  run_folder.write_description(
+    tmp_path, model=_MODEL, task_table=_TASKS, vocabulary=ByteVocabulary(7)
+  )
+  (tmp_path / file).write_text(text)
+  with pytest.raises(UserError, match=message):
+    run_folder.read_model(tmp_path)
+    run_folder.read_task_table(tmp_path)
+    run_folder.read_vocabulary(tmp_path)
+
+
 def test_a_run_folder_refuses_another_model_and_vocabulary(run, params):
   adapters = dataclasses.replace(_MODEL.adapters, alpha=2.0)
   other = dataclasses.replace(_MODEL, adapters=adapters)

@@ -58,7 +58,7 @@ def write_report(
   """
   folder = epath.Path(folder)
   runs = run_reading.read_runs(folder)
-  results = run_reading.read_json(folder / run_files.RESULTS_FILE) or {}
+  results = run_reading.read_object(folder / run_files.RESULTS_FILE)
   if 'methods' not in results:  # Those of something else, such as one `adapt`.
     results = None
   page = render_report(

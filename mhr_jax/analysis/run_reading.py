@@ -7,7 +7,6 @@ the report: nothing here is required.
 
 from collections.abc import Mapping
 import dataclasses
-import json
 from typing import Any
 
 from etils import epath
@@ -68,7 +67,7 @@ def read_run(folder: epath.PathLike, *, name: str = '') -> RunFacts:
   weights, tasks = routed or (None, None)
   return RunFacts(
     name=name or folder.name,
-    facts=read_json(folder / run_files.RUN_FILE) or {},
+    facts=read_object(folder / run_files.RUN_FILE),
     metrics=reporting.read_metrics(folder),
     scores=_read_scores(folder),
     config_text=config.read_text() if config.exists() else '',
@@ -79,10 +78,10 @@ def read_run(folder: epath.PathLike, *, name: str = '') -> RunFacts:
 
 def _read_scores(folder: epath.Path) -> dict[str, Any]:
   children = sorted(folder.iterdir(), key=lambda path: path.name)
-  found = {'': read_json(folder / run_files.SCORES_FILE)}
+  found = {'': read_object(folder / run_files.SCORES_FILE)}
   for child in children:
     if child.is_dir():
-      found[child.name] = read_json(child / run_files.SCORES_FILE)
+      found[child.name] = read_object(child / run_files.SCORES_FILE)
   return {name: scores for name, scores in found.items() if scores}
 
 
@@ -117,16 +116,11 @@ def _is_run(folder: epath.Path) -> bool:
   return any((folder / name).exists() for name in names)
 
 
-def read_json(path: epath.PathLike) -> Any:
-  """Returns a JSON file's value; None where there is no file.
+def read_object(path: epath.PathLike) -> dict[str, Any]:
+  """Returns a JSON file's object; {} where there is no file.
 
   Raises:
-    UserError: the file is not JSON.
+    UserError: the file is damaged.
   """
   path = epath.Path(path)
-  if not path.exists():
-    return None
-  try:
-    return json.loads(path.read_text())
-  except json.JSONDecodeError as error:
-    raise UserError(f'{path} is not JSON: {error}') from error
+  return run_files.read_json(path) if path.exists() else {}

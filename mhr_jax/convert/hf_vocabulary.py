@@ -2,7 +2,6 @@
 
 import base64
 from collections.abc import Iterator, Mapping
-import json
 import re
 from typing import Any
 
@@ -50,8 +49,8 @@ def read_vocabulary(folder: epath.PathLike) -> Vocabulary | None:
       tokens were added, which has no equivalent here.
   """
   folder = epath.Path(folder)
-  settings = _read_json(folder / SETTINGS_FILE) or {}
-  added = dict(_read_json(folder / ADDED_FILE) or {})
+  settings = _read_object(folder / SETTINGS_FILE)
+  added = _read_object(folder / ADDED_FILE)
   for i, token in (settings.get('added_tokens_decoder') or {}).items():
     added[token['content']] = int(i)
   if settings.get('tokenizer_class') == _BYTES:
@@ -59,12 +58,12 @@ def read_vocabulary(folder: epath.PathLike) -> Vocabulary | None:
   elif (folder / MODEL_FILE).exists():
     sentinels = _count_sentinels(settings, _PIECES)
     vocabulary = SentencePieceVocabulary(folder / MODEL_FILE, sentinels)
-  elif tokenizer := _read_json(folder / TOKENIZER_FILE):
+  elif tokenizer := _read_object(folder / TOKENIZER_FILE):
     vocabulary = _from_tokenizer(tokenizer, str(folder / TOKENIZER_FILE))
     for token in tokenizer.get('added_tokens') or ():
       added[token['content']] = token['id']
   else:
-    config = _read_json(folder / 'config.json') or {}
+    config = _read_object(folder / 'config.json')
     of_bytes = config.get('tokenizer_class') == _BYTES
     return ByteVocabulary(_DEFAULT_SENTINELS[_BYTES]) if of_bytes else None
   _check_added(added, vocabulary, folder)
@@ -84,13 +83,8 @@ def _check_added(
     )
 
 
-def _read_json(path: epath.Path) -> dict[str, Any] | None:
-  if not path.exists():
-    return None
-  try:
-    return json.loads(path.read_text())
-  except ValueError as e:
-    raise UserError(f'{path} is not JSON: {e}') from e
+def _read_object(path: epath.Path) -> dict[str, Any]:
+  return run_files.read_json(path) if path.exists() else {}
 
 
 def _count_sentinels(settings: Mapping[str, Any], kind: str) -> int:

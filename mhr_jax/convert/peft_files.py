@@ -12,7 +12,7 @@ from typing import Any
 from etils import epath
 import numpy as np
 
-from mhr_jax import adapter_folder, run_files
+from mhr_jax import run_files, run_folder
 from mhr_jax.convert import (
   hf_names,
   linear_tensors,
@@ -56,7 +56,7 @@ def read_settings(folder: epath.Path) -> dict[str, Any]:
   path = folder / CONFIG_FILE
   if not path.exists():
     raise UserError(f"{folder} is no PEFT adapter's: it has no {CONFIG_FILE}.")
-  return adapter_folder.read_json(path)
+  return run_files.read_json(path)
 
 
 def check_settings(
@@ -144,7 +144,7 @@ def read_tensors(
 def read_tasks(folder: epath.Path) -> TaskTable | None:
   """Returns the task names of a folder that we wrote."""
   path = folder / run_files.TASKS_FILE
-  return TaskTable.from_json(path.read_text()) if path.exists() else None
+  return run_folder.read_tasks(path) if path.exists() else None
 
 
 def write_folder(

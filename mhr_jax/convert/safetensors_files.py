@@ -16,6 +16,7 @@ from etils import epath
 import jax.numpy as jnp
 import numpy as np
 
+from mhr_jax import run_files
 from mhr_jax.errors import UserError
 
 WHOLE_FILE = 'model.safetensors'
@@ -151,10 +152,10 @@ def find_files(folder: epath.PathLike, whole: str) -> list[epath.Path]:
   index = folder / f'{whole}.index.json'
   if not index.exists():
     return []
-  try:
-    names = dict.fromkeys(json.loads(index.read_text())['weight_map'].values())
-  except (ValueError, KeyError, AttributeError) as e:
-    raise UserError(f'{index} has no weight_map of names to files.') from e
+  files = run_files.read_json(index).get('weight_map')
+  if not isinstance(files, dict) or not files:
+    raise UserError(f'{index} has no weight_map of names to files.')
+  names = dict.fromkeys(map(str, files.values()))
   for name in names:
     if not (folder / name).exists():
       raise UserError(f'{folder / name}, which {index.name} names, is absent.')

@@ -7,7 +7,6 @@ what this module reads without either. See `record_format` for the form.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import functools
-import json
 from typing import Any
 
 from etils import epath
@@ -15,6 +14,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
+from mhr_jax import run_files
 from mhr_jax.data import record_format
 from mhr_jax.data.tokens import Lengths, TokenTable
 from mhr_jax.errors import UserError, nearest
@@ -191,7 +191,7 @@ def open_task(data_dir: epath.PathLike, task: str) -> PreparedTask:
       f' `mhr-jax prepare {task} --data_dir={data_dir}`.'
       f'{nearest(task, list_tasks(data_dir))}'
     )
-  manifest = json.loads(manifest_path.read_text())
+  manifest = run_files.read_json(manifest_path)
   version = manifest.get('format_version')
   if version != record_format.FORMAT_VERSION or manifest['task'] != task:
     raise UserError(
@@ -257,7 +257,7 @@ def open_mixture(data_dir: epath.PathLike, name: str) -> Mixture:
       f'Mixture {name!r} is not prepared in {data_dir}: run'
       f' `mhr-jax prepare {name} --data_dir={data_dir}`.{nearest(name, found)}'
     )
-  content = json.loads(path.read_text())
+  content = run_files.read_json(path)
   return Mixture(name, tuple(content['tasks']), tuple(content['rates']))
 
 
@@ -269,7 +269,7 @@ def list_tasks(data_dir: epath.PathLike) -> list[str]:
   paths = data_dir.glob(
     f'*/{record_format.DATASET_VERSION}/{record_format.MANIFEST}'
   )
-  return sorted(json.loads(path.read_text())['task'] for path in paths)
+  return sorted(run_files.read_json(path)['task'] for path in paths)
 
 
 def write_lengths(data_dir: epath.PathLike, task: str) -> None:

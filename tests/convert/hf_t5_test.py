@@ -271,8 +271,8 @@ def test_what_early_versions_stored_unused_is_passed_over(folder):
   ('content', 'message'),
   [
     (None, r'config\.json is absent, so this is no folder of transformers'),
-    ('{', r'config\.json is not JSON'),
-    ('[]', r'config\.json is no JSON object'),
+    ('{', r'config\.json is not whole JSON: .* line 1, column 2'),
+    ('[]', r'config\.json holds no JSON object'),
   ],
 )
 def test_a_folder_that_is_none_of_transformers(tmp_path, content, message):
