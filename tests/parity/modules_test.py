@@ -98,12 +98,19 @@ def test_outputs_and_gradients(
     if case.cotangent is not None:
       (actual['gradients'],) = vjp(jnp.array(case.cotangent))
       expected['gradients'] = case.gradients
-  usable = jax.tree.map(np.isfinite, expected)
-  assert all(mask.mean() > 0.9 for mask in jax.tree.leaves(usable))
   assert {x.dtype for x in jax.tree.leaves(actual)} == {np.dtype('float64')}
-  actual, expected = (
-    jax.tree.map(lambda x, mask: np.asarray(x)[mask], tree, usable)
-    for tree in (actual, expected)
-  )
+  if name == 'mhr_straight_through':
+    # In this leaf the reference divides by 1e-12: see mttl_test.py.
+    expected, actual = (
+      {**x, 'gradients': dict(x['gradients'])} for x in (expected, actual)
+    )
+    logits = expected['gradients']['routing_logits']
+    usable = np.isfinite(logits)
+    assert usable.mean() > 0.9
+    expected['gradients']['routing_logits'] = logits[usable]
+    logits = np.asarray(actual['gradients']['routing_logits'])
+    assert abs(logits).max() < 1e3
+    actual['gradients']['routing_logits'] = logits[usable]
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(expected))
   reference = f'mttl, {form}, float64'
   assert report_difference(name, reference, actual, expected) <= TOLERANCE
