@@ -1,14 +1,25 @@
-"""The libraries that tests here compare with; without them, tests skip."""
+"""The libraries that tests here compare with; without them, tests skip.
+
+`make test-interop` sets MHR_JAX_REQUIRE_INTEROP: there they must be present.
+"""
+
+import importlib
+import os
 
 import pytest
 
-_REASON = 'needs torch, transformers and peft, which `make test-interop` adds'
+
+def _library(name):
+  if os.environ.get('MHR_JAX_REQUIRE_INTEROP'):
+    return importlib.import_module(name)
+  reason = f'needs {name}, which `make test-interop` adds'
+  return pytest.importorskip(name, reason=reason)
 
 
 @pytest.fixture(scope='session')
 def torch():
   """torch, on one thread."""
-  module = pytest.importorskip('torch', reason=_REASON)
+  module = _library('torch')
   module.set_num_threads(1)
   return module
 
@@ -16,10 +27,16 @@ def torch():
 @pytest.fixture(scope='session')
 def transformers(torch):
   """transformers, and torch."""
-  return pytest.importorskip('transformers', reason=_REASON)
+  return _library('transformers')
 
 
 @pytest.fixture(scope='session')
 def peft(transformers):
   """PEFT, transformers and torch."""
-  return pytest.importorskip('peft', reason=_REASON)
+  return _library('peft')
+
+
+@pytest.fixture(scope='session')
+def nano_moe():
+  """nano-moe-jax."""
+  return _library('nano_moe')

@@ -26,10 +26,7 @@ CONFIG = mhr_jax.AdapterConfig(
 
 
 @pytest.fixture(scope='module')
-def model():
-  nano_moe = pytest.importorskip(
-    'nano_moe', reason='needs nano-moe-jax, which `make test-interop` adds'
-  )
+def model(nano_moe):
   return nano_moe.NanoMoE(
     nano_moe.NanoMoEConfig(
       vocab_size=VOCABULARY,
