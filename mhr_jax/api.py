@@ -314,22 +314,23 @@ class Model:
     resumes from it. Without, it can start from the parameters.
 
     Args:
-      path: a new or empty folder. Adapters may replace adapters of the same
-        format; a folder of T5X checkpoints takes another one.
+      path: a new or empty folder; nothing is overwritten. A folder of T5X
+        checkpoints takes one of a later step.
       format: see above.
       task: a name, an id or 'average'; where a format holds one task, not
         needed with one task or without routing.
-      dtype: to store a backbone in ('native', 'hf', 't5x'); as it is by
-        default.
-      base_model: what PEFT's `adapter_config.json` calls the backbone: a name
-        on a hub or a path.
+      dtype: to store a backbone in ('native' without adapters, 'hf', 't5x');
+        as it is by default.
+      base_model: for PEFT's formats: what their `adapter_config.json` calls the
+        backbone: a name on a hub or a path.
 
     Returns:
       What was written, and by how much fusing changed the logits.
 
     Raises:
-      UserError: there is no such format, the folder holds something else, the
-        tasks differ and none is chosen, or the format has nothing like it.
+      UserError: there is no such format, the folder is not free, the tasks
+        differ and none is chosen, or the format has nothing like it or does
+        not use a setting that is given.
     """
     return saving.save_model(
       self.loaded, path, format, task, dtype=dtype, base_model=base_model

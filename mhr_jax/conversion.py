@@ -6,7 +6,7 @@ adapter if need be; `export` for a run of ours.
 
 from collections.abc import Callable, Mapping
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 from etils import epath
 
@@ -91,48 +91,104 @@ def convert(
   bundle = None
   if adapter is not None or kind == 'adapter':
     bundle = _read_bundle(source, adapter, reading)
+  request = _Request(
+    source, target, format, adapter, dtype, base_model, with_optimizer
+  )
   found = _look_at(source, kind, bundle, reading)
+  chosen = _check(request, found, task)
+  if bundle is not None and format in saving.ADAPTER_FORMATS:
+    saved = _write_adapters(request, bundle, chosen, say)
+  else:
+    saved = _write_model(request, found, chosen, reading, say)
+  say(f'  {saved.what}')
+  if saved.logits_change is not None:
+    say(f'  fusing changed the logits by {saved.logits_change:.2g} at most')
+  return saved
+
+
+class _Request(NamedTuple):
+  """What is asked for; see `convert`."""
+
+  source: epath.PathLike
+  target: epath.PathLike
+  format: saving.SaveFormat
+  adapter: epath.PathLike | None
+  dtype: Dtype | None
+  base_model: str | None
+  with_optimizer: bool
+
+  @property
+  def stored(self) -> Dtype | None:
+    """In what is written; programs compute in what is read instead."""
+    return None if self.format == 'stablehlo' else self.dtype
+
+
+def _check(
+  request: _Request, found: LoadedModel, task: str | None
+) -> str | int | None:
+  """Refuses what cannot be written; returns the task chosen."""
   table = task_choice.known_tasks(found.model, found.task_table)
   chosen = task_choice.parse_task(task, table.names if table else ())
-  # Programs compute in what is read; all else is written in it.
-  stored = None if format == 'stablehlo' else dtype
+  format = request.format
   saving.check_request(
     format,
     found.model,
     chosen,
     task_table=table,
-    dtype=stored,
-    base_model=base_model,
+    dtype=request.stored,
+    base_model=request.base_model,
   )
-  whole = format == 'run' or (
-    format == 't5x' and saving.holds_all(found.model, chosen)
+  whole = format == 't5x' and saving.holds_all(found.model, chosen)
+  _check_optimizer(request.with_optimizer, whole or format == 'run')
+  saving.check_target(request.target, format, step=found.step, holds_all=whole)
+  return chosen
+
+
+def _write_adapters(
+  request: _Request, bundle: AdapterBundle, task: str | int | None, say: Say
+) -> saving.Saved:
+  say(f'  {_in_words(bundle.params)}; of the backbone, its config alone')
+  say(f'writing {request.target}: {request.format}')
+  return saving.save_bundle(
+    bundle,
+    request.target,
+    request.format,
+    task,
+    base_model=request.base_model,
   )
-  _check_optimizer(with_optimizer, whole)
-  saving.check_target(target, format, step=found.step, holds_all=whole)
-  if bundle is not None and format in saving.ADAPTER_FORMATS:
-    say(f'  {_in_words(bundle.params)}; of the backbone, its config alone')
-    say(f'writing {target}: {format}')
-    saved = saving.save_bundle(
-      bundle, target, format, chosen, base_model=base_model
-    )
-  else:
-    # Fusing sums in float32 and rounds at the end; what trains stays float32.
-    late = found.model.adapters is not None and format != 'stablehlo'
-    reading['dtype'] = None if late else dtype
-    reading['with_optimizer'] = with_optimizer or format == 'run'
-    model = _read_model(source, adapter, reading, with_optimizer)
-    if format != 'stablehlo':
-      model = _computing_in(model, found.model.config.dtype)
-    say(f'  {_in_words(model.loaded.params)}; {_rest_in_words(model)}')
-    say(f'  logits: {model.logits_checksum(chosen)}')
-    say(f'writing {target}: {format}')
-    saved = model.save(
-      target, format, chosen, dtype=stored, base_model=base_model
-    )
-  say(f'  {saved.what}')
-  if saved.logits_change is not None:
-    say(f'  fusing changed the logits by {saved.logits_change:.2g} at most')
-  return saved
+
+
+def _write_model(
+  request: _Request,
+  found: LoadedModel,
+  task: str | int | None,
+  reading: Mapping[str, Any],
+  say: Say,
+) -> saving.Saved:
+  format = request.format
+  # Fusing sums in float32 and rounds at the end; what trains stays float32.
+  late = found.model.adapters is not None and format != 'stablehlo'
+  model = api.load(
+    request.source,
+    request.adapter,
+    None if late else request.dtype,
+    with_optimizer=request.with_optimizer or format == 'run',
+    **reading,
+  )
+  if request.with_optimizer and model.loaded.optimizer is None:
+    raise UserError(f'{request.source} has no optimizer state to write.')
+  if format != 'stablehlo':
+    model = _computing_in(model, found.model.config.dtype)
+  say(f'  {_in_words(model.loaded.params)}; {_rest_in_words(model)}')
+  say(f'  logits: {model.logits_checksum(task)}')
+  say(f'writing {request.target}: {format}')
+  return model.save(
+    request.target,
+    format,
+    task,
+    dtype=request.stored,
+    base_model=request.base_model,
+  )
 
 
 def export(
@@ -243,18 +299,6 @@ def _check_optimizer(wanted: bool, whole: bool) -> None:
       "The optimizer's state goes with adapters and routers as they are: into"
       " 'run', or into 't5x' without a task."
     )
-
-
-def _read_model(
-  source: epath.PathLike,
-  adapter: epath.PathLike | None,
-  reading: Mapping[str, Any],
-  needs_optimizer: bool,
-) -> api.Model:
-  model = api.load(source, adapter, **reading)
-  if needs_optimizer and model.loaded.optimizer is None:
-    raise UserError(f'{source} has no optimizer state to write.')
-  return model
 
 
 def _read_bundle(

@@ -206,6 +206,22 @@ def test_what_a_conversion_cannot_be_is_said_before_arrays_are_read(
     assert message in capsys.readouterr().err
 
 
+def test_a_backbone_stored_in_bfloat16_is_computed_in_as_before(
+  folders, tmp_path, capsys
+):
+  argv = ['convert', folders / 'b', tmp_path / 'new', '--format=native']
+  assert cli.main([*map(str, argv), '--dtype=bfloat16']) == 0
+  assert 'logits' in capsys.readouterr().out
+  assert backbones.read_config(tmp_path / 'new') == toy_text.CONFIG
+  kernels, small = (
+    mhr_jax.load(x).loaded.params['backbone']['token_embedder']['embedding']
+    for x in (folders / 'b', tmp_path / 'new')
+  )
+  assert (kernels.astype('bfloat16') == small).all() and (
+    kernels != small
+  ).any()
+
+
 def test_export_takes_a_step_and_names(tmp_path, capsys):
   toy_models.write_run(tmp_path / 'run', toy_models.make_model())
   argv = ['export', tmp_path / 'run', tmp_path / 'new', '--format=t5x']
