@@ -104,6 +104,36 @@ def read_json(path: epath.PathLike, kind: type = dict) -> Any:
   return value
 
 
+def check_kind(value: Any, kind: type, *, where: str) -> Any:
+  """Returns a value of a JSON file, which must be of a kind.
+
+  Args:
+    value: what the file holds.
+    kind: int, float (which a whole number is, too), bool, str, dict or list.
+    where: the file and the key, for the message.
+
+  Raises:
+    UserError: it is of another kind.
+  """
+  kinds = (int, float) if kind is float else (kind,)
+  flag = (
+    isinstance(value, bool) and kind is not bool
+  )  # Python's bool is an int.
+  if flag or not isinstance(value, kinds):
+    raise UserError(f'{where} is {value!r}; {_KINDS[kind]} is wanted.')
+  return value
+
+
+_KINDS = {
+  int: 'a whole number',
+  float: 'a number',
+  bool: 'true or false',
+  str: 'a text',
+  dict: 'an object',
+  list: 'a list',
+}
+
+
 def check_format(facts: Mapping[str, Any], newest: int, *, where: str) -> None:
   """Refuses a file of a format that this version does not read.
 
@@ -113,10 +143,7 @@ def check_format(facts: Mapping[str, Any], newest: int, *, where: str) -> None:
     where: the file, for the message.
   """
   version = facts.get('format_version', 0)
-  if type(version) is not int:
-    raise UserError(
-      f'{where} has the format_version {version!r}; a whole number is wanted.'
-    )
+  check_kind(version, int, where=f'{where}: format_version')
   if version > newest:
     raise UserError(
       f'{where} has format {version}; this version of mhr_jax reads up to'

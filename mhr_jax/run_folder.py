@@ -13,7 +13,7 @@ buckets alike. In a run of several processes the first writes the small files.
 
 from collections.abc import Iterable, Mapping
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 import warnings
 
 from etils import epath
@@ -72,7 +72,7 @@ def model_from_json(
     UserError: the file is of a newer format, lacks a key, or has a value that
       is not possible.
   """
-  values = dict(_check_object(values, where))
+  values = dict(run_files.check_kind(values, dict, where=where))
   run_files.check_format(values, FORMAT_VERSION, where=where)
   values.pop('format_version', None)
   adapters = values.pop('adapters', None)
@@ -98,7 +98,7 @@ def settings_from_json(
   Raises:
     UserError: a key is missing, or a value is not possible.
   """
-  _check_object(values, where)
+  run_files.check_kind(values, dict, where=where)
   known = {field.name for field in dataclasses.fields(cls)}
   unknown = sorted(set(values) - known)
   if unknown:
@@ -112,16 +112,14 @@ def settings_from_json(
     for key, value in values.items()
     if key in known
   }
+  kinds = get_type_hints(cls)
+  for key, value in kept.items():
+    if kinds[key] in (int, float, bool, str):
+      run_files.check_kind(value, kinds[key], where=f'{where}: {key}')
   try:
     return cls(**kept)
   except (TypeError, UserError) as error:
     raise UserError(f'{where}: {error}') from error
-
-
-def _check_object(values: Any, where: str) -> Mapping[str, Any]:
-  if not isinstance(values, Mapping):
-    raise UserError(f'{where} is {values!r}; an object is wanted.')
-  return values
 
 
 def tasks_from_json(names: Any, *, where: str) -> TaskTable:

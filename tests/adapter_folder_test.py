@@ -173,6 +173,26 @@ def test_tasks_that_are_no_list_of_names_are_refused(tmp_path, tasks):
     adapter_folder.load_adapter(tmp_path)
 
 
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'format_version': 'x'}, "format_version is 'x'; a whole number"),
+    ({'tasks': 5}, f'{ADAPTER_FILE}: tasks: '),
+    ({'model': 5}, f'{ADAPTER_FILE}: model is 5; an object is wanted'),
+    (
+      {'model': {'config': {'emb_dim': '8'}}},
+      "config: emb_dim is '8'; a whole",
+    ),
+  ],
+)
+def test_values_of_another_kind_are_named(tmp_path, changes, message):
+  adapter_folder.save_adapter(tmp_path, random_adapters.draw_bundle())
+  change_facts(tmp_path, **changes)
+  with pytest.raises(UserError, match=message) as error:
+    adapter_folder.load_adapter(tmp_path)
+  assert str(tmp_path / ADAPTER_FILE) in str(error.value)
+
+
 def test_facts_that_are_cut_short_are_named(tmp_path):
   adapter_folder.save_adapter(tmp_path, random_adapters.draw_bundle())
   path = tmp_path / ADAPTER_FILE

@@ -195,7 +195,11 @@ def test_a_file_that_is_cut_short_is_named(tmp_path, file):
   ('file', 'text', 'message'),
   [
     ('model.json', '[]', 'model.json holds no JSON object'),
-    ('model.json', '{"format_version": "x"}', "the format_version 'x'"),
+    (
+      'model.json',
+      '{"format_version": "x"}',
+      "format_version is 'x'; a whole number",
+    ),
     ('model.json', '{"config": 5}', 'model.json: config is 5; an object is'),
     ('tasks.json', '{}', 'tasks.json holds no JSON list'),
     ('tasks.json', '[1]', 'tasks.json: The name of a task is a text, not 1'),

@@ -8,6 +8,7 @@ equivalent. What is theirs alone (`use_cache`, `initializer_factor`,
 from collections.abc import Mapping
 from typing import Any
 
+from mhr_jax import run_files
 from mhr_jax.errors import UserError
 from mhr_jax.t5.config import T5Config
 
@@ -58,24 +59,26 @@ def from_json(
   Raises:
     UserError: a setting is absent, not possible, or has no equivalent here.
   """
-  kind = values.get('model_type', 't5')
+  kind = _get(values, 'model_type', str, where, 't5')
   _check_kind(kind, values, where)
-  fields = {
-    ours: _get(values, theirs, where) for theirs, ours in _SIZES.items()
+  fields: dict[str, Any] = {
+    ours: _get(values, theirs, int, where) for theirs, ours in _SIZES.items()
   }
   for theirs, (ours, default) in _OPTIONS.items():
-    fields[ours] = values.get(theirs, default)
+    fields[ours] = _get(values, theirs, type(default), where, default)
   depth = values.get('num_decoder_layers')
   fields['num_decoder_layers'] = fields['num_encoder_layers']
   if depth is not None:
-    fields['num_decoder_layers'] = depth
-  try:
-    return T5Config(
-      **fields,
-      **_read_ids(values, generation, where),
-      mlp_activations=_read_activations(kind, values, where),
-      logits_via_embedding=_is_scaled(kind, values),
+    fields['num_decoder_layers'] = _get(
+      values, 'num_decoder_layers', int, where
     )
+  fields |= {
+    **_read_ids(values, generation, where),
+    'mlp_activations': _read_activations(kind, values, where),
+    'logits_via_embedding': _is_scaled(kind, values),
+  }
+  try:
+    return T5Config(**fields)
   except UserError as e:
     raise UserError(f'{where}/config.json: {e}') from None
 
@@ -109,10 +112,21 @@ def _check_kind(kind: str, values: Mapping[str, Any], where: str) -> None:
     )
 
 
-def _get(values: Mapping[str, Any], name: str, where: str) -> Any:
-  if values.get(name) is None:
+def _get(
+  values: Mapping[str, Any],
+  name: str,
+  kind: type,
+  where: str,
+  default: Any = None,
+) -> Any:
+  """Returns a setting of a kind; None as its default: there must be one."""
+  if default is not None and name not in values:
+    return default
+  if default is None and values.get(name) is None:
     raise UserError(f'{where}/config.json has no {name}.')
-  return values[name]
+  return run_files.check_kind(
+    values[name], kind, where=f'{where}/config.json: {name}'
+  )
 
 
 def _is_scaled(kind: str, values: Mapping[str, Any]) -> bool:
@@ -129,7 +143,7 @@ def _is_scaled(kind: str, values: Mapping[str, Any]) -> bool:
 def _read_activations(
   kind: str, values: Mapping[str, Any], where: str
 ) -> tuple[str, ...]:
-  named = values.get('feed_forward_proj', _FEED_FORWARD[kind])
+  named = _get(values, 'feed_forward_proj', str, where, _FEED_FORWARD[kind])
   *gate, activation = named.split('-')
   if gate not in ([], ['gated']):
     raise UserError(
@@ -139,8 +153,8 @@ def _read_activations(
   if named == 'gated-gelu':
     activation = _TANH_GELU
   # Where these are given they win over feed_forward_proj, in theirs too.
-  activation = values.get('dense_act_fn', activation)
-  gated = values.get('is_gated_act', bool(gate))
+  activation = _get(values, 'dense_act_fn', str, where, activation)
+  gated = _get(values, 'is_gated_act', bool, where, bool(gate))
   if activation not in _ACTIVATIONS:
     exact = (
       " 'gelu' is the exact form, of which only the tanh form is known here."
@@ -182,7 +196,7 @@ def _read_ids(
 
 def _one_id(value: Any, where: str) -> int:
   ids = value if isinstance(value, list) else [value]
-  if len(ids) != 1 or not isinstance(ids[0], int):
+  if len(ids) != 1 or type(ids[0]) is not int:
     raise UserError(f'{where} is {value!r}; one token is needed.')
   return ids[0]
 

@@ -38,7 +38,7 @@ def read_adapter(
   folder = checkpoints.absolute(folder)
   settings = peft_files.read_settings(folder)
   kind = settings.get('peft_type')
-  if kind not in _KINDS:
+  if not isinstance(kind, str) or kind not in _KINDS:
     raise UserError(
       f'{folder} holds a PEFT adapter of the type {kind!r}, which has no'
       f' equivalent here.{nearest(str(kind), _KINDS)}'

@@ -12,6 +12,7 @@ from flax import traverse_util
 import numpy as np
 
 from mhr_jax import adapters as adapters_lib
+from mhr_jax import run_files
 from mhr_jax.adapter_folder import AdapterBundle
 from mhr_jax.adapters import AdapterConfig
 from mhr_jax.convert import hf_names, linear_tensors, peft_files
@@ -112,7 +113,7 @@ def _check_settings(settings: Mapping[str, Any], where: str) -> None:
   peft_files.check_settings(settings, _KNOWN, where=where)
   peft_files.get_count(settings, 'r', where=where)
   start = settings.get('init_lora_weights', True)
-  if start not in _PLAIN_STARTS:
+  if not isinstance(start, (str, bool)) or start not in _PLAIN_STARTS:
     raise UserError(
       f'{where} has init_lora_weights={start!r}: such an adapter is for a'
       ' backbone whose weights were changed when it was made. Convert it in'
@@ -121,6 +122,23 @@ def _check_settings(settings: Mapping[str, Any], where: str) -> None:
     )
   if not settings.get('lora_alpha'):
     raise UserError(f'{where} has no lora_alpha.')
+  file = f'{where}/{peft_files.CONFIG_FILE}'
+  name = f'{file}: lora_alpha'
+  run_files.check_kind(settings['lora_alpha'], float, where=name)
+  for name, kind in (('rank_pattern', int), ('alpha_pattern', float)):
+    _check_patterns(settings.get(name) or {}, kind, f'{file}: {name}')
+
+
+def _check_patterns(patterns: Any, kind: type, where: str) -> None:
+  run_files.check_kind(patterns, dict, where=where)
+  for pattern, value in patterns.items():
+    run_files.check_kind(value, kind, where=f'{where}: {pattern}')
+    try:
+      re.compile(pattern)
+    except re.error as error:
+      raise UserError(
+        f'{where}: {pattern!r} is no regular expression: {error}.'
+      ) from error
 
 
 def _take_pairs(

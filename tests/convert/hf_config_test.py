@@ -106,7 +106,14 @@ def test_the_exact_gelu_is_refused(changes):
     ({'is_encoder_decoder': False}, 'is_encoder_decoder false'),
     ({'quantization_config': {'bits': 8}}, 'quantization_config'),
     ({'d_model': None}, 'config.json has no d_model'),
-    ({'d_model': 'wide'}, "emb_dim must be .* not 'wide'"),
+    ({'d_model': 'wide'}, "config.json: d_model is 'wide'; a whole number"),
+    ({'dropout_rate': None}, 'config.json: dropout_rate is None; a number'),
+    ({'layer_norm_epsilon': '1e-6'}, "layer_norm_epsilon is '1e-6'; a number"),
+    ({'model_type': ['t5']}, 'config.json: model_type is .* a text is wanted'),
+    ({'feed_forward_proj': 5}, 'feed_forward_proj is 5; a text is wanted'),
+    ({'is_gated_act': 'no'}, "is_gated_act is 'no'; true or false is wanted"),
+    ({'num_decoder_layers': 2.0}, 'num_decoder_layers is 2.0; a whole number'),
+    ({'pad_token_id': True}, 'config.json, pad_token_id is True; one token'),
     ({'feed_forward_proj': 'twice-relu'}, "feed_forward_proj 'twice-relu'"),
     ({'feed_forward_proj': 'quick_gelu'}, "'quick_gelu'.*no equivalent"),
     ({'eos_token_id': [1, 2]}, r'eos_token_id is \[1, 2\]; one token'),
@@ -115,8 +122,9 @@ def test_the_exact_gelu_is_refused(changes):
   ],
 )
 def test_what_has_no_equivalent_is_refused_by_name(changes, message):
-  with pytest.raises(UserError, match=message):
+  with pytest.raises(UserError, match=message) as error:
     read(changes)
+  assert str(error.value).count('folder') == 1
 
 
 def test_sizes_that_may_differ():
