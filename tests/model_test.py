@@ -258,6 +258,13 @@ def test_missing_task_ids_are_an_error_where_they_matter():
     ROUTED.mix(params_of(ROUTED), None)
 
 
+def test_an_id_that_no_task_has_gets_no_tasks_adapter():
+  task_ids = np.array([2, -1, 3], np.int32)
+  mixed = jax.jit(ROUTED.mix)(params_of(ROUTED), task_ids)
+  for leaf in jax.tree.leaves(mixed):
+    assert np.isfinite(leaf[:, 0]).all() and np.isnan(leaf[:, 1:]).all()
+
+
 def test_a_zero_b_is_the_bare_backbone():
   params = params_of(ROUTED)
   zeroed = jax.tree_util.tree_map_with_path(
