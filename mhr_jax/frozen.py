@@ -68,8 +68,9 @@ def read_frozen(folder: epath.PathLike) -> dict[str, Any] | None:
     return None
   facts = run_files.read_json(path)
   run_files.check_format(facts, FORMAT_VERSION, where=str(path))
-  if 'checksum' not in facts:
-    raise UserError(f'{path} lacks checksum.')
+  missing = {'checksum', 'config'} - set(facts)
+  if missing:
+    raise UserError(f'{path} lacks {", ".join(sorted(missing))}.')
   return facts
 
 

@@ -179,7 +179,7 @@ def test_damaged_files_of_a_step_are_named(tmp_path, file, named, cut):
   ('text', 'message'),
   [
     ('{"checksum": ', 'is not whole JSON: .* line 1'),
-    ('{}', 'lacks checksum'),
+    ('{}', 'lacks checksum, config'),
     ('{"format_version": 9, "checksum": ""}', 'has format 9; .* up to 1'),
   ],
 )

@@ -445,31 +445,6 @@ class TestFolders:
     assert back.task_table is None
     assert_same_params(back, lora)
 
-  @pytest.mark.parametrize(
-    ('name', 'value', 'message'),
-    [
-      ('peft_type', ['LORA'], "of the type .'LORA'., which has no"),
-      ('lora_alpha', '16', "lora_alpha is '16'; a number is wanted"),
-      ('alpha_pattern', ['q'], 'alpha_pattern is .* an object is wanted'),
-      ('alpha_pattern', {'q': 'x'}, "alpha_pattern: q is 'x'; a number"),
-      ('rank_pattern', {'q': 1.5}, 'rank_pattern: q is 1.5; a whole number'),
-      ('rank_pattern', {'(': 2}, r"rank_pattern: '\(' is no regular expr"),
-      ('init_lora_weights', [1], r'init_lora_weights=\[1\]'),
-    ],
-  )
-  def test_values_of_another_kind(self, tmp_path, name, value, message):
-    peft.write_lora(tmp_path, draw_lora())
-    change_folder(tmp_path, lambda s, _: s.update({name: value}))
-    with pytest.raises(UserError, match=message) as error:
-      peft.read_adapter(tmp_path, BACKBONE)
-    assert str(tmp_path) in str(error.value)
-
-  def test_settings_that_are_cut_short(self, tmp_path):
-    peft.write_lora(tmp_path, draw_lora())
-    (tmp_path / CONFIG_FILE).write_text('{"r": ')
-    with pytest.raises(UserError, match=f'{CONFIG_FILE} is not whole JSON'):
-      peft.read_adapter(tmp_path, BACKBONE)
-
 
 @pytest.mark.parity
 @pytest.mark.parametrize('kind', ['mhr', 'poly', 'lora'])
