@@ -7,6 +7,7 @@ backbone trains do the two layouts of its layers name them differently.
 
 from collections.abc import Mapping
 import dataclasses
+import functools
 import re
 from typing import Any
 
@@ -39,20 +40,29 @@ class OptimizerDescription:
   trains: tuple[str, ...]
 
   def abstract_state(self, model: RoutedT5) -> Any:
-    """Returns the shapes of the optimizer's state for a model."""
-    params = model.abstract_params()
-    missing = [label for label in self.trains if label not in params]
-    if missing:
-      raise UserError(
-        f'The optimizer trains {missing[0]}, and the model has none: it has'
-        f' {", ".join(params)}.'
-      )
-    float32 = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, np.float32),
-      {label: params[label] for label in self.trains},
+    """Returns the shapes of the optimizer's state for a model.
+
+    Raises:
+      UserError: the model has no subtree of a label that trains.
+    """
+    return _abstract_state(self, model)
+
+
+@functools.lru_cache(maxsize=8)  # a large model's takes seconds to trace
+def _abstract_state(description: OptimizerDescription, model: RoutedT5) -> Any:
+  params = model.abstract_params()
+  missing = [label for label in description.trains if label not in params]
+  if missing:
+    raise UserError(
+      f'The optimizer trains {missing[0]}, and the model has none: it has'
+      f' {", ".join(params)}.'
     )
-    rule = optim.make_optimizer(self.settings, total_steps=1)
-    return jax.eval_shape(rule.init, float32)
+  float32 = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, np.float32),
+    {label: params[label] for label in description.trains},
+  )
+  rule = optim.make_optimizer(description.settings, total_steps=1)
+  return jax.eval_shape(rule.init, float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +95,8 @@ class OptimizerState:
 
   def in_layout(self, model: RoutedT5) -> 'OptimizerState':
     """Returns the state for the same model with scanned or unrolled layers."""
+    if model == self.model:
+      return self
     shapes = leaves_by_path(self.description.abstract_state(model))
     arrays = {
       name: _lay_out(self.arrays, name, wanted.shape)
@@ -155,8 +167,7 @@ def read_from_run(
   facts = checkpoints.read_metadata(run_dir, step)
   if 'optimizer' not in facts:
     return None
-  frozen = facts.get('frozen', {})
-  trains = [name for name in model.abstract_params() if name not in frozen]
+  trains = facts['settings']['trains']
   where = f'{run_dir}, step {step}'
   description = _from_json(facts['optimizer'], trains, where=where)
   state = checkpoints.read_optimizer(

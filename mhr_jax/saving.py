@@ -298,11 +298,17 @@ def _save_whole(
     vocabulary=loaded.vocabulary,
     optimizer=loaded.optimizer,
   )
+  what = f'{", ".join(params)} at step {step}'
+  if step != loaded.step:
+    what += (
+      f' (the optimizer made {step} updates; step {loaded.step} counts those of'
+      ' the checkpoint that it started from, too)'
+    )
   if loaded.optimizer is None:
-    means = "no optimizer state: a start, which can't be resumed"
-  else:
-    means = "the optimizer's state, to resume from"
-  return Saved(str(path), f'{", ".join(params)} at step {step}; {means}')
+    return Saved(
+      str(path), f"{what}; no optimizer state: a start, which can't be resumed"
+    )
+  return Saved(str(path), f"{what}; the optimizer's state, to resume from")
 
 
 def _cast(tree: Any, dtype: str) -> Any:

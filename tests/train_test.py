@@ -3,13 +3,14 @@
 import functools
 import json
 import re
+import shutil
 
 from etils import epath
 import jax
 import numpy as np
 import pytest
 
-from mhr_jax import commands, jobs, run_folder, train
+from mhr_jax import commands, conversion, jobs, run_folder, train
 from mhr_jax.adaptation import AdaptationSettings
 from mhr_jax.adapters import AdapterConfig
 from mhr_jax.data.mixture_settings import MixtureSettings
@@ -93,6 +94,29 @@ def test_adapters_train_over_the_backbone_of_another_run(backbone_run, mhr_run):
   assert np.any(
     np.asarray(mhr_run.params['adapters']['encoder']['attention']['query']['b'])
   )
+
+
+def test_a_run_goes_on_from_its_t5x_checkpoint_as_by_itself(
+  tmp_path, mhr_run, data
+):
+  there, run = tmp_path / 't5x', tmp_path / 'run'
+  conversion.export(mhr_run.run_dir, there, 't5x', with_optimizer=True, say=str)
+  conversion.convert(there, run, 'run', say=str)
+  by_itself = shutil.copytree(mhr_run.run_dir, tmp_path / 'by_itself')
+  trained = [
+    _train(
+      folder,
+      data,
+      steps=5,
+      backbone_from=str(folder),
+      config_change='allow',
+      heldback=None,
+    )
+    for folder in (run, by_itself)
+  ]
+  assert trained[0].step == 5
+  assert _equal(trained[0].params, trained[1].params)
+  assert not _equal(trained[0].params, mhr_run.params)
 
 
 def test_the_run_folder_explains_itself(mhr_run):
