@@ -330,7 +330,8 @@ _MU = 'state/param_states/1/mu'
 )
 def test_every_leaf_is_accounted_for(copy, change, message):
   _write_again(copy, change)
-  with pytest.raises(UserError, match=message):
+  where = f'copy/checkpoint_{STEP}'
+  with pytest.raises(UserError, match=f'(?s){where}.*{message}'):
     mhr_jax.load(copy, with_optimizer=True)
 
 
