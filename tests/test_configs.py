@@ -51,7 +51,9 @@ def test_a_file_is_short_and_says_how_it_is_used(name):
   assert len(lines) <= 60
   assert max(map(len, lines)) <= 80
   header = '\n'.join(line for line in lines[:20] if line.startswith('#'))
-  assert re.search(r'^# Command: +(mhr-jax \w+|python -m mhr_jax.t5x) ', header, re.M)
+  assert re.search(
+    r'^# Command: +(mhr-jax \w+|python -m mhr_jax.t5x) ', header, re.M
+  )
   assert lines[0].startswith('# ')
 
 
