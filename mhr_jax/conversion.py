@@ -79,6 +79,8 @@ def convert(
   if dtype is not None:
     config_lib.check_dtype(dtype)
   kind = formats.recognise(source)
+  if kind == 't5x':
+    source = t5x_files.find_checkpoint(source)
   if formats.FORMATS[kind].holds == 'adapter':
     _check_alone(source, kind, adapter, target, format)
   _check_step(source, kind, adapter, reading.get('step'))

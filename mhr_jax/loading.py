@@ -20,7 +20,7 @@ from mhr_jax import (
 )
 from mhr_jax import vocabulary as vocabulary_lib
 from mhr_jax.adapter_folder import AdapterBundle
-from mhr_jax.convert import formats, mttl, peft, t5x_routed
+from mhr_jax.convert import formats, mttl, peft, t5x_files, t5x_routed
 from mhr_jax.errors import UserError
 from mhr_jax.model import Params, RoutedT5
 from mhr_jax.optimizer_state import OptimizerState
@@ -103,6 +103,8 @@ def read_model(
   if dtype is not None:
     config_lib.check_dtype(dtype)
   kind = formats.recognise(path)
+  if kind == 't5x':  # Once: T5X may be writing the next one.
+    path = t5x_files.find_checkpoint(path)
   if formats.FORMATS[kind].holds == 'adapter':
     raise UserError(
       f'{path} is {formats.FORMATS[kind].name} alone. Say which backbone it is'

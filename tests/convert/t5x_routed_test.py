@@ -335,6 +335,13 @@ def test_every_leaf_is_accounted_for(copy, change, message):
     mhr_jax.load(copy, with_optimizer=True)
 
 
+def test_of_several_checkpoints_the_newest_is_said_once(copy, caplog):
+  shutil.copytree(copy / f'checkpoint_{STEP}', copy / 'checkpoint_11')
+  assert 'checkpoint_11' in mhr_jax.load(copy).loaded.source
+  told = [line for line in caplog.messages if 'the newest is taken' in line]
+  assert len(told) == 1
+
+
 def test_adapters_of_no_description_are_an_error(copy):
   (copy / 'model.json').unlink()
   with pytest.raises(UserError) as error:
