@@ -31,7 +31,7 @@ from mhr_jax.task_table import TaskTable
 Say = Callable[[str], Any]
 
 # Of what reads a model, what adapters alone need too.
-_FOR_ADAPTERS = ('tasks', 'allow_pickle', 'on_message')
+_FOR_ADAPTERS = ('tasks', 'allow_pickle', 'alpha', 'mixing', 'on_message')
 
 
 def convert(
@@ -312,7 +312,7 @@ def _read_bundle(
   given = {name: reading[name] for name in _FOR_ADAPTERS if name in reading}
   if adapter is None:
     return loading.read_bundle(source, None, **given)
-  config = reading.get('config') or backbones.read_config(source)
+  config = reading.get('config') or loading.find_config(source, adapter)
   return loading.read_bundle(adapter, config, **given)
 
 

@@ -255,7 +255,7 @@ def test_a_backbone_folder_of_its_own(tmp_path, params):
   wider = dataclasses.replace(_CONFIG, mlp_dim=32)
   with pytest.raises(UserError, match='mlp_dim is 16, wanted 32'):
     backbones.load_backbone(folder, wider)
-  with pytest.raises(UserError, match='holds no backbone'):
+  with pytest.raises(UserError, match='of no format that is read'):
     backbones.load_backbone(tmp_path, _CONFIG)
 
 
