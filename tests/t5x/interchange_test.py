@@ -55,7 +55,9 @@ def train_ours(run_dir, model, params, optimizer):
 
 
 @CASES
-def test_we_go_on_from_their_checkpoint(tmp_path, name, adapters):
+def test_we_go_on_from_their_checkpoint(
+  tmp_path, name, adapters, report_difference
+):
   model, params = in_process.build(adapters)
   settings = make_settings(name)
   theirs = in_process.Theirs(model, settings, STEPS)
@@ -84,7 +86,8 @@ def test_we_go_on_from_their_checkpoint(tmp_path, name, adapters):
     batch['decoder_input_tokens'],
     task_ids=batch['task_ids'][:, 0],
   )
-  np.testing.assert_allclose(ours, logits, atol=1e-5)
+  case = f'{name}, {adapters}'
+  assert report_difference(f'logits, {case}', 'T5X', ours, logits) <= 1e-5
   ours = loaded.loaded.model.score(
     loaded.loaded.params, in_process.for_ours(batch)
   )
@@ -93,12 +96,13 @@ def test_we_go_on_from_their_checkpoint(tmp_path, name, adapters):
   conversion.convert(folder / f'checkpoint_{HALF}', run, 'run')
   start = mhr_jax.load(run).loaded
   ours = train_ours(run, start.model, start.params, settings)
-  np.testing.assert_allclose(ours, losses, rtol=1e-5)
+  case = f'losses after T5X, {case}'
+  assert report_difference(case, 'T5X', ours, losses) <= 1e-5
   assert len(ours) == STEPS - HALF
 
 
 @CASES
-def test_they_go_on_from_our_run(tmp_path, name, adapters):
+def test_they_go_on_from_our_run(tmp_path, name, adapters, report_difference):
   model, params = in_process.build(adapters)
   settings = make_settings(name)
   run, folder = tmp_path / 'run', tmp_path / 't5x'
@@ -111,7 +115,8 @@ def test_they_go_on_from_our_run(tmp_path, name, adapters):
   state = checkpoints.restore(step=HALF)
   assert int(state.step) == HALF
   found, _ = theirs.train(state, BATCHES[HALF:])
-  np.testing.assert_allclose(found, losses[HALF:], rtol=1e-5)
+  case = f'losses after us, {name}, {adapters}'
+  assert report_difference(case, 'T5X', found, losses[HALF:]) <= 1e-5
 
 
 def test_our_run_is_a_start_for_theirs_with_a_fresh_optimizer(tmp_path):
