@@ -196,10 +196,10 @@ def _open_orbax(
       restore_args=wanted,
       partial_restore=True,
     )
-    with _explained(f'{state}: {part}/{name}'):
+    with checkpoints.explained(f'{state}: {part}/{name}'):
       return jax.tree.leaves(reader.restore(state, args=args))[0]
 
-  with _explained(str(state)):
+  with checkpoints.explained(str(state)):
     saved = reader.metadata(state).tree
   leaves = leaves_by_path(_part_of(saved, part, state))
   shapes = {name: tuple(leaf.shape) for name, leaf in leaves.items()}
@@ -220,7 +220,7 @@ def _part_of(
 def _open_msgpack(folder: epath.Path, part: PartName) -> Part:
   """Opens the older form."""
   file = folder / _MSGPACK
-  with _explained(str(file)):
+  with checkpoints.explained(str(file)):
     content: Any = serialization.msgpack_restore(file.read_bytes())
   found = _part_of(content.get('optimizer', content), part, file)
   context = ts.Context(_ONE_BY_ONE)
@@ -232,7 +232,7 @@ def _open_msgpack(folder: epath.Path, part: PartName) -> Part:
   def read(name: str) -> np.ndarray:
     array = arrays[name]
     if isinstance(array, ts.TensorStore):
-      with _explained(f'{folder}: {part}/{name}'):
+      with checkpoints.explained(f'{folder}: {part}/{name}'):
         _check_chunks(array)
         array = array.read().result()
     if array.dtype == _BFLOAT16_AS_INTEGERS:
@@ -254,7 +254,7 @@ def _open_zarr(
   stored = spec['kvstore'].get('path') or spec.get('path', '')
   beside = folder / stored.rstrip('/').rpartition('/')[2]
   found = {'driver': 'zarr', 'kvstore': _kvstore(beside)}
-  with _explained(str(beside)):
+  with checkpoints.explained(str(beside)):
     return ts.open(found, read=True, context=context).result()
 
 
@@ -281,19 +281,6 @@ def _check_chunks(array: Any) -> None:
   found = sum(not key.startswith(b'.') for key in keys)
   if found < wanted:
     raise ValueError(f'{wanted - found} of its {wanted} chunks are absent')
-
-
-@contextlib.contextmanager
-def _explained(what: str) -> Iterator[None]:
-  """Says which file or leaf could not be read."""
-  try:
-    yield
-  except (KeyError, OSError, ValueError) as error:
-    reason = str(error).partition('\n')[0][:300]
-    raise UserError(
-      f'{what} cannot be read: {reason}. It was cut short, altered or not'
-      ' copied with the rest: copy the checkpoint again.'
-    ) from error
 
 
 def check_free(folder: epath.PathLike, step: int) -> None:
