@@ -1,6 +1,7 @@
 """Starting from a T5X checkpoint that has no adapters: strict on the rest."""
 
 from collections.abc import Mapping, Sequence
+import re
 from typing import Any
 
 from flax import traverse_util
@@ -56,6 +57,31 @@ class FreshLabels:
       'target': traverse_util.unflatten_dict(target, sep='/'),
       'state': {'step': state_dict['state']['step']},
     }
+
+
+def first_step(checkpoint: str) -> int:
+  """Returns the step at which a run from a checkpoint begins.
+
+  T5X goes on counting from it, and its schedules with it: a warm-up that is to
+  happen needs it as `create_learning_rate_scheduler.step_offset`.
+
+  Args:
+    checkpoint: as `INITIAL_CHECKPOINT_PATH`, such as '…/checkpoint_1000000'.
+
+  Raises:
+    UserError: its name does not say.
+
+  >>> first_step('gs://bucket/t5_1_1_xl/checkpoint_1000000/')
+  1000000
+  """
+  found = re.search(r'checkpoint_(\d+)/*$', str(checkpoint))
+  if found is None:
+    raise UserError(
+      f'{checkpoint} does not end in checkpoint_N: give the folder of one'
+      ' step as INITIAL_CHECKPOINT_PATH, or set'
+      ' create_learning_rate_scheduler.step_offset yourself.'
+    )
+  return int(found[1])
 
 
 def _held(name: str, have: Mapping[str, Any]) -> bool:

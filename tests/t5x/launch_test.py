@@ -7,6 +7,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from tensorboard.backend.event_processing import event_accumulator
+from tensorboard.util import tensor_util
 
 from mhr_jax.tree_paths import leaves_by_path
 
@@ -53,6 +55,16 @@ def is_backbone(name):
 
 def is_added(name):
   return name.startswith(('target/adapters/', 'target/routers/'))
+
+
+def learning_rates(run):
+  """Returns what T5X logged, by step."""
+  events = event_accumulator.EventAccumulator(str(run / 'train'))
+  logged = events.Reload().Tensors('learning_rate/current')
+  return {
+    each.step: float(tensor_util.make_ndarray(each.tensor_proto))
+    for each in logged
+  }
 
 
 def flags_of(path, start, steps):
@@ -117,6 +129,9 @@ def test_train_kill_resume_eval_infer(launcher, shared_dir, method):
   start = fixture / 'checkpoint_3'
   last, state = kill_and_resume(launcher, method, start, 3)
   assert equal_where(read(start), state, is_backbone)
+  # The warm-up of 100 steps counts from the start, not from step 0.
+  rates = learning_rates(launcher.folder / 'run')
+  assert rates[13] == pytest.approx(1e-3 * (13 - 1 - 3) / 100)
   kept = {name.split('/')[4] for name in state if '/mu/' in name}
   assert kept == {'adapters', 'routers'}
   evaluate_and_infer(launcher, method, last)
