@@ -3,6 +3,7 @@
 Also the table of what parity tests measured, at the end of pytest's output.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -90,7 +91,7 @@ def pytest_terminal_summary(terminalreporter):
     )
 
 
-def _make_records(name, n, *, seed, lengths, references):
+def _make_records(name, n, *, seed, lengths, references, choices):
   """Random records; each token id tells its task, example and kind."""
   generator = np.random.default_rng([seed, len(name)])
   records = []
@@ -101,16 +102,35 @@ def _make_records(name, n, *, seed, lengths, references):
       generator.integers(3, 250, generator.integers(1, 5)).tolist()
       for _ in range(n_targets)
     ]
-    records.append(
-      record_format.Record(
-        inputs=generator.integers(3, 250, size).tolist(),
-        targets=targets,
-        inputs_pretokenized=f'{name} é {i}',
-        targets_pretokenized=[f'{i}/{j}' for j in range(n_targets)],
-        example_id=f'{name}-{i}',
-      )
+    record = record_format.Record(
+      inputs=generator.integers(3, 250, size).tolist(),
+      targets=targets,
+      inputs_pretokenized=f'{name} é {i}',
+      targets_pretokenized=[f'{i}/{j}' for j in range(n_targets)],
+      example_id=f'{name}-{i}',
     )
+    records.append(_with_choices(record, generator, choices))
   return records
+
+
+def _with_choices(record, generator, bounds):
+  """The record with so many answer choices, or as it is where that is 0."""
+  if bounds == (0, 0):
+    return record
+  n = generator.integers(bounds[0], bounds[1] + 1)
+  choices = [
+    generator.integers(3, 250, generator.integers(1, 6)).tolist()
+    for _ in range(n)
+  ]
+  label = int(generator.integers(n))
+  return dataclasses.replace(
+    record,
+    targets=[choices[label]],
+    targets_pretokenized=[f'choice {label}'],
+    choices=choices,
+    choices_pretokenized=[f'choice {j}' for j in range(n)],
+    label=label,
+  )
 
 
 @pytest.fixture(scope='session')
@@ -124,13 +144,19 @@ def write_task():
     seed=0,
     lengths=(0, 9),
     references=(1, 3),
+    choices=(0, 0),
     vocabulary=_VOCABULARY,
     category=None,
     **sizes,
   ):
     splits = {
       split: _make_records(
-        name, n, seed=seed, lengths=lengths, references=references
+        name,
+        n,
+        seed=seed,
+        lengths=lengths,
+        references=references,
+        choices=choices,
       )
       for split, n in (sizes or {'train': 20}).items()
     }

@@ -20,6 +20,10 @@ from mhr_jax.errors import UserError
 # The feature that lists all acceptable targets of an example.
 REFERENCES = 'references'
 
+# Features of answer choices: their texts, and the index of the right one.
+CHOICES = 'choices'
+LABEL = 'label'
+
 STANDARD = (seqio.preprocessors.tokenize, seqio.preprocessors.append_eos)
 
 

@@ -25,7 +25,8 @@ from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
 from mhr_jax.errors import UserError
 
-FORMAT_VERSION = 1
+# 2: answer choices and the label of the right one.
+FORMAT_VERSION = 2
 DATASET_VERSION = '1.0.0'
 MANIFEST = 'mhr_jax.json'
 VOCABULARIES = 'vocabularies'
@@ -44,6 +45,11 @@ class Record:
     inputs_pretokenized: the text of the inputs.
     targets_pretokenized: the text of each reference, in the same order.
     example_id: names the example within its task.
+    choices: token ids of each answer choice; () where a text is written
+      freely.
+    choices_pretokenized: the text of each choice, in the same order.
+    label: index of the right choice, whose text is the first reference; -1
+      without choices.
   """
 
   inputs: Sequence[int]
@@ -51,6 +57,9 @@ class Record:
   inputs_pretokenized: str
   targets_pretokenized: Sequence[str]
   example_id: str
+  choices: Sequence[Sequence[int]] = ()
+  choices_pretokenized: Sequence[str] = ()
+  label: int = -1
 
 
 def dataset_name(task: str) -> str:
@@ -78,6 +87,10 @@ def features() -> tfds.features.FeaturesDict:
       'inputs_pretokenized': tfds.features.Text(),
       'targets_pretokenized': tfds.features.Sequence(tfds.features.Text()),
       'example_id': tfds.features.Text(),
+      'choices': ids,
+      'choice_lengths': ids,
+      'choices_pretokenized': tfds.features.Sequence(tfds.features.Text()),
+      'label': tfds.features.Scalar(dtype=np.int32),
     }
   )
 
@@ -94,6 +107,10 @@ def serialize(record: Record) -> bytes:
     'inputs_pretokenized': _texts([record.inputs_pretokenized]),
     'targets_pretokenized': _texts(record.targets_pretokenized),
     'example_id': _texts([record.example_id]),
+    'choices': _ints([i for ids in record.choices for i in ids]),
+    'choice_lengths': _ints([len(ids) for ids in record.choices]),
+    'choices_pretokenized': _texts(record.choices_pretokenized),
+    'label': _ints([record.label]),
   }
   return tf_example_pb2.Example(
     features=tf_feature_pb2.Features(feature=fields)

@@ -108,7 +108,9 @@ class TaskSource:
 
     It has `inputs`, `targets` (all references, one behind the other) and
     `target_lengths` as int32 arrays, `inputs_pretokenized` and `example_id`
-    as text, and `targets_pretokenized`, a tuple of texts.
+    as text, and `targets_pretokenized`, a tuple of texts. Of answer choices
+    it has `choices` and `choice_lengths` like the targets,
+    `choices_pretokenized` and `label`: empty and -1 where there are none.
     """
     if not 0 <= index < len(self):
       raise IndexError(f'{index} is not in [0, {len(self)}).')
@@ -192,13 +194,7 @@ def open_task(data_dir: epath.PathLike, task: str) -> PreparedTask:
       f'{nearest(task, list_tasks(data_dir))}'
     )
   manifest = run_files.read_json(manifest_path)
-  version = manifest.get('format_version')
-  if version != record_format.FORMAT_VERSION or manifest['task'] != task:
-    raise UserError(
-      f'{folder} holds task {manifest.get("task")!r} in format {version};'
-      f' wanted is {task!r} in format {record_format.FORMAT_VERSION}: run'
-      f' `mhr-jax prepare {task} --data_dir={data_dir}` again.'
-    )
+  _check_manifest(manifest, folder, task, data_dir)
   return PreparedTask(
     name=task,
     data_dir=data_dir,
@@ -206,6 +202,25 @@ def open_task(data_dir: epath.PathLike, task: str) -> PreparedTask:
     category=manifest.get('category'),
     fingerprint=manifest['fingerprint'],
     vocabulary_spec=manifest['vocabulary'],
+  )
+
+
+def _check_manifest(
+  manifest: Mapping[str, Any],
+  folder: epath.Path,
+  task: str,
+  data_dir: epath.Path,
+) -> None:
+  version = manifest.get('format_version')
+  if version == record_format.FORMAT_VERSION and manifest['task'] == task:
+    return
+  why = ''
+  if version == 1:
+    why = ' (prepared before records had answer choices)'
+  raise UserError(
+    f'{folder} holds task {manifest.get("task")!r} in format {version}{why};'
+    f' wanted is {task!r} in format {record_format.FORMAT_VERSION}: run'
+    f' `mhr-jax prepare {task} --data_dir={data_dir}` again.'
   )
 
 
@@ -293,21 +308,33 @@ def _chunks(n: int) -> Iterator[tuple[int, int]]:
 def _decode_tokens(raw: bytes) -> dict[str, Any]:
   # The features' own decoding takes seven times as long.
   fields = tf_example_pb2.Example.FromString(raw).features.feature
-  return {
-    name: np.array(fields[name].int64_list.value, np.int32)
-    for name in ('inputs', 'targets', 'target_lengths')
-  }
+  return _ints(fields, 'inputs', 'targets', 'target_lengths')
 
 
 def _decode(raw: bytes) -> dict[str, Any]:
   fields = tf_example_pb2.Example.FromString(raw).features.feature
-  inputs, example_id = (
-    fields[name].bytes_list.value[0].decode('utf-8')
-    for name in ('inputs_pretokenized', 'example_id')
-  )
-  targets = fields['targets_pretokenized'].bytes_list.value
-  return _decode_tokens(raw) | {
-    'inputs_pretokenized': inputs,
-    'targets_pretokenized': tuple(text.decode('utf-8') for text in targets),
-    'example_id': example_id,
+  return {
+    **_ints(
+      fields,
+      'inputs',
+      'targets',
+      'target_lengths',
+      'choices',
+      'choice_lengths',
+    ),
+    'inputs_pretokenized': _texts(fields, 'inputs_pretokenized')[0],
+    'targets_pretokenized': _texts(fields, 'targets_pretokenized'),
+    'example_id': _texts(fields, 'example_id')[0],
+    'choices_pretokenized': _texts(fields, 'choices_pretokenized'),
+    'label': int(fields['label'].int64_list.value[0]),
   }
+
+
+def _ints(fields: Any, *names: str) -> dict[str, np.ndarray]:
+  return {
+    name: np.array(fields[name].int64_list.value, np.int32) for name in names
+  }
+
+
+def _texts(fields: Any, name: str) -> tuple[str, ...]:
+  return tuple(v.decode('utf-8') for v in fields[name].bytes_list.value)

@@ -3,8 +3,9 @@
 Registering is idempotent: the same name with the same definition is a no-op,
 with another one an error that names both modules. A user's own tasks need
 nothing from here; `seqio.TaskRegistry.add` with features `inputs` and
-`targets` is enough, and a feature `references` (a list of texts) holds all
-acceptable targets.
+`targets` is enough; a feature `references` (a list of texts) holds all
+acceptable targets, and features `choices` (a list of texts) and `label` (an
+index into it) hold the answer choices.
 """
 
 from collections.abc import Callable, Mapping, Sequence

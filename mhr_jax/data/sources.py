@@ -19,11 +19,22 @@ from mhr_jax.errors import UserError
 
 
 class TextExample(NamedTuple):
-  """One example as text: its id, its input, all acceptable targets."""
+  """One example as text.
+
+  Attributes:
+    example_id: names the example within its task; '7/2' is form 2 of an
+      example 7 that stands there in several forms.
+    inputs: what the model reads.
+    targets: all acceptable targets.
+    choices: the answers to choose from, at least two; () for none.
+    label: which of `choices` is right, and is the first target.
+  """
 
   example_id: str
   inputs: str
   targets: Sequence[str]
+  choices: Sequence[str] = ()
+  label: int | None = None
 
 
 class TaskExamples(NamedTuple):
@@ -37,7 +48,8 @@ class ExampleSource(seqio.DataSource):
   """Examples made by a Python function.
 
   Works in any seqio pipeline (as features `inputs`, `targets`, `references`,
-  `example_id`), and is prepared without one.
+  `example_id`; `choices` and `label` where an example of the split has
+  choices), and is prepared without one.
   """
 
   def __init__(
@@ -74,19 +86,28 @@ class ExampleSource(seqio.DataSource):
     if shard_info and shard_info.num_shards > 1:
       raise ValueError('An ExampleSource cannot be read in shards.')
     examples = list(self.load().splits[split])
-    dataset = tf.data.Dataset.from_tensor_slices(
-      {
-        'inputs': [e.inputs for e in examples],
-        'targets': [e.targets[0] for e in examples],
-        preprocessors.REFERENCES: tf.ragged.constant(
-          [list(e.targets) for e in examples], dtype=tf.string, ragged_rank=1
-        ),
-        'example_id': [e.example_id for e in examples],
-      }
-    )
+    features: dict[str, Any] = {
+      'inputs': [e.inputs for e in examples],
+      'targets': [e.targets[0] for e in examples],
+      preprocessors.REFERENCES: _ragged([e.targets for e in examples]),
+      'example_id': [e.example_id for e in examples],
+    }
+    if any(e.choices for e in examples):
+      features[preprocessors.CHOICES] = _ragged([e.choices for e in examples])
+      features[preprocessors.LABEL] = [_label(e.label) for e in examples]
+    dataset = tf.data.Dataset.from_tensor_slices(features)
     return (
       dataset.shuffle(max(len(examples), 1), seed=seed) if shuffle else dataset
     )
+
+
+def _ragged(texts: Sequence[Sequence[str]]) -> tf.RaggedTensor:
+  rows = [list(each) for each in texts]
+  return tf.ragged.constant(rows, dtype=tf.string, ragged_rank=1)
+
+
+def _label(label: int | None) -> int:
+  return -1 if label is None else int(label)
 
 
 class TaskRecords(NamedTuple):
@@ -101,7 +122,8 @@ def read_task(task: seqio.Task) -> TaskRecords:
 
   Raises:
     UserError: the vocabulary cannot be used, a split is absent, or, while
-      records are read, the task's own pipeline fails.
+      records are read, the task's own pipeline fails or an example's choices
+      and label do not fit.
   """
   vocabulary = task_vocabulary(task)
   if isinstance(task.source, ExampleSource) and tuple(task.preprocessors) == (
@@ -118,11 +140,17 @@ def read_task(task: seqio.Task) -> TaskRecords:
       split: _encode(examples.splits[split], vocabulary)
       for split in task.splits
     }
-    return TaskRecords(splits, examples.category)
-  return TaskRecords(
-    {split: _run_pipeline(task, split, vocabulary) for split in task.splits},
-    None,
-  )
+    category = examples.category
+  else:
+    splits = {
+      split: _run_pipeline(task, split, vocabulary) for split in task.splits
+    }
+    category = None
+  checked = {
+    split: _with_right_choices(each, f'Task {task.name!r}, split {split!r}')
+    for split, each in splits.items()
+  }
+  return TaskRecords(checked, category)
 
 
 def task_vocabulary(task: seqio.Task) -> vocabulary_lib.Vocabulary:
@@ -194,7 +222,41 @@ def _encode(
       inputs_pretokenized=example.inputs,
       targets_pretokenized=example.targets,
       example_id=example.example_id,
+      choices=[vocabulary.encode(choice) for choice in example.choices],
+      choices_pretokenized=example.choices,
+      label=_label(example.label),
     )
+
+
+def _with_right_choices(
+  examples: Iterator[Record], where: str
+) -> Iterator[Record]:
+  """Passes records on; the first whose choices do not fit is an error."""
+  for record in examples:
+    wrong = _find_wrong_choices(record)
+    if wrong:
+      raise UserError(f'{where}: example {record.example_id!r} {wrong}')
+    yield record
+
+
+def _find_wrong_choices(record: Record) -> str | None:
+  """Returns what is wrong with a record's choices, or nothing."""
+  choices, label = record.choices_pretokenized, record.label
+  if isinstance(choices, str):
+    return f'has the text {choices!r} for choices; give a list of texts.'
+  if not choices:
+    return None if label == -1 else f'has the label {label}, but no choices.'
+  if len(choices) == 1:
+    return f'has one choice alone, {choices[0]!r}; give two at least, or none.'
+  if not 0 <= label < len(choices):
+    return f'has {len(choices)} choices, but the label {label}.'
+  if not record.targets or record.targets_pretokenized[0] != choices[label]:
+    first = list(record.targets_pretokenized)[:1]
+    return (
+      f'has choice {label}, {choices[label]!r}, as its label, but the first of'
+      f' its targets is {first}: they must be equal.'
+    )
+  return None
 
 
 def _run_pipeline(
@@ -235,12 +297,20 @@ def _from_seqio_example(
     ids, text = _ids_and_text(example, 'targets', vocabulary)
     targets, texts = [ids], [text]
   given_id = example.get('example_id', example_id)
+  choices, label = [], -1
+  if preprocessors.CHOICES in example and preprocessors.LABEL in example:
+    found = example[preprocessors.CHOICES]
+    choices = [preprocessors.as_text(text) for text in found]
+    label = int(example[preprocessors.LABEL])
   return Record(
     inputs=inputs,
     targets=targets,
     inputs_pretokenized=inputs_text,
     targets_pretokenized=texts,
     example_id=preprocessors.as_text(given_id),
+    choices=[vocabulary.encode(choice) for choice in choices],
+    choices_pretokenized=choices,
+    label=label,
   )
 
 

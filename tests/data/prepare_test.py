@@ -94,7 +94,8 @@ def test_anyone_reads_it_with_tfds_and_without_tensorflow(lines, tmp_path):
     f'same = tfds.data_source("p_lines", data_dir={str(data_dir)!r})["train"]\n'
     'assert len(source) == len(same) == 3 and "test" not in builder.info.splits\n'
     'show = lambda v: (v.tolist() if hasattr(v, "tolist") else\n'
-    '  [show(x) for x in v] if isinstance(v, list) else v.decode())\n'
+    '  [show(x) for x in v] if isinstance(v, list) else\n'
+    '  v if isinstance(v, int) else v.decode())\n'
     'print(json.dumps({k: show(v) for k, v in source[2].items()}))\n'
     'assert "tensorflow" not in sys.modules\n'
   )
@@ -109,6 +110,10 @@ def test_anyone_reads_it_with_tfds_and_without_tensorflow(lines, tmp_path):
     'inputs_pretokenized': 'drei ß',
     'targets_pretokenized': ['DREI SS', 'or else'],
     'example_id': 'line 2',
+    'choices': [],
+    'choice_lengths': [],
+    'choices_pretokenized': [],
+    'label': -1,
   }
 
 

@@ -9,19 +9,22 @@ from mhr_jax.data.record_format import Record
 from mhr_jax.errors import UserError
 
 
-def _record(i: int, n_references: int = 2) -> Record:
+def _record(i: int, n_references: int = 2, n_choices: int = 0) -> Record:
   return Record(
     inputs=list(range(i)),
     targets=[[i] * (k + 1) for k in range(n_references)],
     inputs_pretokenized=f'ïn {i}',
     targets_pretokenized=[f'öut {k}' for k in range(n_references)],
     example_id=f'id {i}',
+    choices=[[i + k] * k for k in range(n_choices)],
+    choices_pretokenized=[f'chöice {k}' for k in range(n_choices)],
+    label=n_choices - 1,
   )
 
 
-@pytest.mark.parametrize('n_references', [1, 3])
-def test_serialized_as_the_features_do(n_references):
-  record = _record(4, n_references)
+@pytest.mark.parametrize(('n_references', 'n_choices'), [(1, 0), (3, 4)])
+def test_serialized_as_the_features_do(n_references, n_choices):
+  record = _record(4, n_references, n_choices)
   features = record_format.features()
   encoded = features.encode_example(
     {
@@ -31,6 +34,10 @@ def test_serialized_as_the_features_do(n_references):
       'inputs_pretokenized': record.inputs_pretokenized,
       'targets_pretokenized': record.targets_pretokenized,
       'example_id': record.example_id,
+      'choices': np.array([i for c in record.choices for i in c], np.int32),
+      'choice_lengths': np.array([len(c) for c in record.choices], np.int32),
+      'choices_pretokenized': record.choices_pretokenized,
+      'label': record.label,
     }
   )
   theirs = features.deserialize_example_np(features.serialize_example(encoded))

@@ -136,14 +136,32 @@ def test_tasks_of_other_vocabularies_are_refused(prepared):
     )
 
 
-def test_another_format_is_refused(tmp_path, write_task):
+@pytest.mark.parametrize(
+  ('version', 'message'),
+  [
+    (99, "'task' in format 99; .*run `mhr-jax prepare task"),
+    (1, 'in format 1 .prepared before records had answer choices.; .*prepare'),
+  ],
+)
+def test_another_format_is_refused(tmp_path, write_task, version, message):
   write_task(tmp_path, 'task')
   folder = record_format.task_folder(tmp_path, 'task')
   path = folder / record_format.MANIFEST
-  manifest = json.loads(path.read_text()) | {'format_version': 99}
+  manifest = json.loads(path.read_text()) | {'format_version': version}
   path.write_text(json.dumps(manifest))
-  with pytest.raises(UserError, match='in format 99'):
+  with pytest.raises(UserError, match=message):
     records.open_task(tmp_path, 'task')
+
+
+def test_choices_are_what_was_written(tmp_path, write_task):
+  written = write_task(tmp_path, 'task', choices=(2, 4), test=9)['test']
+  source = records.open_task(tmp_path, 'task').source('test')
+  for found, want in zip(source.__getitems__(range(9)), written, strict=True):
+    flat = [token for choice in want.choices for token in choice]
+    assert found['choices'].tolist() == flat
+    assert found['choice_lengths'].tolist() == [len(c) for c in want.choices]
+    assert found['choices_pretokenized'] == tuple(want.choices_pretokenized)
+    assert found['label'] == want.label
 
 
 def test_training_data_needs_no_tensorflow(prepared):

@@ -219,6 +219,63 @@ def test_tasks_that_cannot_be_used_say_why():
       registry.read_examples(name, 'train', 1)
 
 
+def _load_choices(**changes) -> sources.TaskExamples:
+  right = sources.TextExample('0/a', 'sky?', ('blue',), ('red', 'blue'), 1)
+  free = sources.TextExample('1/a', 'say', ('so',))
+  wrong = sources.TextExample('2/b', 'sea?', ('no',), ('yes', 'no', 'eh'), 1)
+  wrong = wrong._replace(**changes)
+  return sources.TaskExamples({'train': [right, free, wrong]}, 'Yes')
+
+
+def _add_choices(**changes):
+  load = functools.partial(_load_choices, **changes)
+  source = sources.ExampleSource(load, splits=('train',))
+  return registry.add_task('r_choices', source, _BYTES, module=_HERE)
+
+
+def test_choices_are_read_plainly_and_through_seqio_alike():
+  task = _add_choices()
+  plain = registry.read_examples('r_choices', 'train', 3)
+  assert plain[0].choices_pretokenized == ('red', 'blue')
+  assert plain[0].choices == [_BYTES.encode('red'), _BYTES.encode('blue')]
+  assert [record.label for record in plain] == [1, -1, 1]
+  seqio.TaskRegistry.add(
+    'r_seqio',
+    source=task.source,
+    preprocessors=[_as_it_is, *preprocessors.STANDARD],
+    output_features=task.output_features,
+  )
+  through = registry.read_examples('r_seqio', 'train', 3)
+  for one, other in zip(plain, through, strict=True):
+    assert one.choices == other.choices and one.label == other.label
+    assert list(one.choices_pretokenized) == list(other.choices_pretokenized)
+
+
+@seqio.map_over_dataset
+def _as_it_is(example):
+  return example
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'label': 3}, 'has 3 choices, but the label 3'),
+    ({'label': None}, 'has 3 choices, but the label -1'),
+    ({'label': -2}, 'has 3 choices, but the label -2'),
+    ({'label': 0}, "choice 0, 'yes', as its label, .*targets is .'no'.:"),
+    ({'targets': ()}, 'first of its targets is'),
+    ({'choices': ('no',), 'label': 0}, "one choice alone, 'no'"),
+    ({'choices': ()}, 'the label 1, but no choices'),
+    ({'choices': 'no'}, "the text 'no' for choices"),
+  ],
+)
+def test_choices_that_do_not_fit_name_task_split_and_example(changes, message):
+  _add_choices(**changes)
+  where = "'r_choices', split 'train': example '2/b'"
+  with pytest.raises(UserError, match=f'{where} .*{message}'):
+    registry.read_examples('r_choices', 'train', 9)
+
+
 def test_a_source_without_a_split_that_it_declares_is_an_error():
   source = sources.ExampleSource(
     functools.partial(_load, 1), splits=('train', 'dev')
