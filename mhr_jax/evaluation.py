@@ -145,7 +145,9 @@ def predict(
   change_ids = _id_change(model, settings)
   if settings.adapter == 'average':
     model, params = average_model(model, params)
-  generate = _compiled_generate(model, settings.decoding, _replicated(params))
+  generate = _compiled_generate(
+    model, settings.decoding, replicated_like(params)
+  )
   key = jax.random.key(settings.seed)
   found: list[scores.Prediction] = []
 
@@ -212,7 +214,7 @@ def _compiled_generate(
   return jax.jit(generate, out_shardings=out_sharding)
 
 
-def _replicated(params: Params) -> NamedSharding | None:
+def replicated_like(params: Params) -> NamedSharding | None:
   """Where results go so that every process can read them."""
   mesh = _mesh_of(params)
   return None if mesh is None else partitioning.replicated(mesh)
@@ -260,7 +262,7 @@ def evaluate_loss(
   Raises:
     UserError: there is nothing to evaluate.
   """
-  row_losses = _compiled_loss(model, _replicated(params))
+  row_losses = _compiled_loss(model, replicated_like(params))
   sums: dict[str, np.ndarray] = {}
   for batch in batches:
     nll, weights = row_losses(params, place(batch.arrays, params))

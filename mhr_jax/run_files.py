@@ -35,6 +35,11 @@ _SECONDS_BETWEEN_WRITES = 30.0
 
 
 def write_text(path: epath.PathLike, text: str) -> None:
+  """Writes a file of text whole; see `write_bytes`."""
+  write_bytes(path, text.encode())
+
+
+def write_bytes(path: epath.PathLike, data: bytes) -> None:
   """Writes a file so that no reader ever sees half of it.
 
   On a local disk: to a name of its own beside it, then renamed. A bucket's
@@ -43,10 +48,10 @@ def write_text(path: epath.PathLike, text: str) -> None:
   path = epath.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   if is_remote(path):
-    path.write_text(text)
+    path.write_bytes(data)
     return
   temporary = path.parent / f'.{path.name}.tmp'
-  temporary.write_text(text)
+  temporary.write_bytes(data)
   temporary.replace(path)
 
 
