@@ -63,6 +63,7 @@ class AdapterConfig:
     mixing: how routing logits become weights (`routing.MixingForm`).
     normalisation: likewise; of the gates of a `mixing` that has gates.
     shared_skill: likewise.
+    router_init: how routing logits are drawn (`routing.init_routers`).
   """
 
   n_tasks: int
@@ -75,6 +76,7 @@ class AdapterConfig:
   mixing: routing.Mixing = 'sigmoid'
   normalisation: routing.Normalisation = 'sum'
   shared_skill: bool = False
+  router_init: routing.RouterInit = 'uniform'
 
   def __post_init__(self):
     targets = self.targets
@@ -86,6 +88,9 @@ class AdapterConfig:
     if self.router_scope not in routing.ROUTER_SCOPES:
       hint = nearest(self.router_scope, routing.ROUTER_SCOPES)
       raise UserError(f'There is no router_scope {self.router_scope!r}.{hint}')
+    if self.router_init not in routing.ROUTER_INITS:
+      hint = nearest(self.router_init, routing.ROUTER_INITS)
+      raise UserError(f'There is no router_init {self.router_init!r}.{hint}')
     if self.mixing_form.shared_skill and self.n_skills == 1:
       raise UserError(
         'shared_skill=True keeps one skill on for all tasks, and n_skills is'
@@ -128,6 +133,7 @@ class AdapterConfig:
       mixing='uniform',
       normalisation='sum',
       shared_skill=False,
+      router_init='uniform',
     )
 
 

@@ -40,15 +40,18 @@ class Method:
     name: of the method.
     inventory: adapters a linear: none at all, a single one, one a task, or
       `n_skills` that the tasks share.
-    routing: who mixes: nobody ('none'), one-hot by task ('private'), or
-      learned routing logits.
+    routing: who mixes in pre-training: nobody ('none'), one-hot by task
+      ('private'), learned routing logits, or ones that are drawn wide and
+      stay as they are ('random').
     splits: one routing decision a linear, or `n_splits` ('many').
+    rank: as given, or as many times that as there are skills, so that a
+      single adapter has as many parameters as the inventory ('matched').
     pretrain_as: the method whose pre-training this one starts from.
     pretrain_trains: labels of the parameters that train in pre-training.
     adapt_trains: labels that train in few-shot adaptation.
     adapt_from: what adaptation starts from: the pre-trained inventory with
-      new rows of routing logits, its average adapter, a fresh adapter, or the
-      model as it is.
+      new rows of routing logits, an inventory drawn anew with such rows
+      ('redrawn'), the average adapter, a fresh adapter, or the model as it is.
     zero_shot: how an unseen task is served: by the model as it is, by the
       averaged adapter, by the averaged adapter after training it a little
       longer on the training tasks; None where it is not defined, or the same
@@ -58,12 +61,13 @@ class Method:
 
   name: str
   inventory: Literal['none', 'single', 'per_task', 'skills']
-  routing: Literal['none', 'private', 'learned']
+  routing: Literal['none', 'private', 'learned', 'random']
   splits: Literal['one', 'many']
+  rank: Literal['given', 'matched'] = 'given'
   pretrain_as: str
   pretrain_trains: tuple[Label, ...]
   adapt_trains: tuple[Label, ...]
-  adapt_from: Literal['as_is', 'inventory', 'average', 'fresh']
+  adapt_from: Literal['as_is', 'inventory', 'redrawn', 'average', 'fresh']
   zero_shot: Literal['as_is', 'average', 'average_after_training', None]
   summary: str
 
@@ -71,6 +75,11 @@ class Method:
   def shares_pretraining(self) -> bool:
     """Whether another method's pre-training serves this one."""
     return self.pretrain_as != self.name
+
+  @property
+  def has_routers(self) -> bool:
+    """Whether pre-training has routing logits, learned or random."""
+    return self.routing in ('learned', 'random')
 
 
 def _skill_methods(
@@ -107,18 +116,61 @@ def _skill_methods(
   return method, only_routing, averaged
 
 
-_TABLE = (
-  Method(
-    name='lora',
-    inventory='single',
-    routing='none',
-    splits='one',
-    pretrain_as='lora',
+def _redrawn(method: Method) -> Method:
+  """Returns the method that shows what pre-training an inventory is worth."""
+  return dataclasses.replace(
+    method,
+    name=f'{method.name}_rand',
+    adapt_from='redrawn',
+    zero_shot=None,
+    summary=f'{method.name} on new tasks alone, from an inventory drawn anew',
+  )
+
+
+def _random_methods(learned: Method) -> tuple[Method, Method]:
+  """Returns a method whose routing is drawn once and kept, and its -mu."""
+  method = dataclasses.replace(
+    learned,
+    name='random',
+    routing='random',
+    pretrain_as='random',
     pretrain_trains=('adapters',),
+    summary='as mhr, but with a routing that is drawn at random and kept',
+  )
+  averaged = dataclasses.replace(
+    method,
+    name='random_mu',
     adapt_trains=('adapters',),
-    adapt_from='as_is',
-    zero_shot='as_is',
-    summary='one adapter, shared by all tasks',
+    adapt_from='average',
+    zero_shot='average_after_training',
+    summary='random, whose averaged adapter is what new tasks train',
+  )
+  return method, averaged
+
+
+_POLY = _skill_methods('poly', 'one', 'Polytropon: tasks mix an inventory')
+_MHR = _skill_methods('mhr', 'many', 'multi-head routing: they mix it by split')
+_LORA = Method(
+  name='lora',
+  inventory='single',
+  routing='none',
+  splits='one',
+  pretrain_as='lora',
+  pretrain_trains=('adapters',),
+  adapt_trains=('adapters',),
+  adapt_from='as_is',
+  zero_shot='as_is',
+  summary='one adapter, shared by all tasks',
+)
+
+_TABLE = (
+  _LORA,
+  dataclasses.replace(
+    _LORA,
+    name='lora_big',
+    rank='matched',
+    pretrain_as='lora_big',
+    summary='lora with as many parameters as an inventory',
   ),
   Method(
     name='private',
@@ -132,8 +184,11 @@ _TABLE = (
     zero_shot=None,
     summary='an adapter a task, nothing shared; new tasks start afresh',
   ),
-  *_skill_methods('poly', 'one', 'Polytropon: tasks mix an inventory'),
-  *_skill_methods('mhr', 'many', 'multi-head routing: they mix it by split'),
+  *_POLY,
+  _redrawn(_POLY[0]),
+  *_MHR,
+  _redrawn(_MHR[0]),
+  *_random_methods(_MHR[0]),
   Method(
     name='full',
     inventory='none',
@@ -189,16 +244,20 @@ def adapter_config(
     n_tasks: of that phase; those of `base` by default.
 
   Returns:
-    The config, or None where there are no adapters.
+    The config, or None where there are no adapters. alpha is that of `base`,
+    so a matched rank has a smaller scale, alpha / rank, as in the authors'
+    code when its `lora_rank` is raised.
 
   Raises:
-    UserError: the method learns its routing, but `base.mixing` has none.
+    UserError: the method has routing logits, but `base.mixing` has none.
   """
   method = get_method(method)
   n_tasks = base.n_tasks if n_tasks is None else n_tasks
   if method.inventory == 'none':
     return None
   single = base.without_routing(n_tasks)
+  if method.rank == 'matched':
+    single = dataclasses.replace(single, rank=base.rank * base.n_skills)
   if method.inventory == 'single' or phase == 'average':
     return single
   if phase == 'adapt' and method.adapt_from in ('average', 'fresh'):
@@ -207,11 +266,15 @@ def adapter_config(
     return dataclasses.replace(single, n_skills=n_tasks, mixing='private')
   if base.mixing not in routing.LEARNED_MIXINGS:
     raise UserError(
-      f'{method.name} learns its routing; mixing={base.mixing!r} does not.'
+      f'{method.name} routes by logits; mixing={base.mixing!r} has none.'
       f' Choose one of {", ".join(sorted(routing.LEARNED_MIXINGS))}.'
     )
-  n_splits = 1 if method.splits == 'one' else base.n_splits
-  return dataclasses.replace(base, n_tasks=n_tasks, n_splits=n_splits)
+  return dataclasses.replace(
+    base,
+    n_tasks=n_tasks,
+    n_splits=1 if method.splits == 'one' else base.n_splits,
+    router_init='normal' if method.routing == 'random' else base.router_init,
+  )
 
 
 def start_params(
@@ -231,7 +294,8 @@ def start_params(
     config: of the phase, what `adapter_config(…, phase=phase)` returned.
     phase: 'adapt' or 'average' (also the zero-shot of poly and mhr).
     rows: how the new tasks' routing logits start (`routing.new_task_rows`).
-    key: source of randomness, for new rows and fresh adapters.
+    key: source of randomness, for new rows and adapters that are drawn; each
+      array has its own by its name, so new rows are those of other methods.
 
   Returns:
     The backbone as it is, with the adapters and routers of the phase.
@@ -249,11 +313,12 @@ def start_params(
   adapters = params['adapters']
   if start == 'average':
     return result | {'adapters': adapters_lib.average_adapters(adapters)}
-  if start == 'fresh':
+  if start in ('fresh', 'redrawn'):
     linears = adapters_lib.linears_of(adapters)
-    config = dataclasses.replace(config, targets=('.*',))
-    fresh = adapters_lib.init_adapters(_needed(key), config, linears)
-    return result | {'adapters': fresh}
+    drawn = dataclasses.replace(config, targets=('.*',))
+    adapters = adapters_lib.init_adapters(_needed(key), drawn, linears)
+  if start == 'fresh':
+    return result | {'adapters': adapters}
   routers = routing.new_task_rows(
     params['routers'], config.n_tasks, init=rows, key=key
   )
@@ -322,5 +387,6 @@ def init_added(
       n_splits=config.n_splits,
       n_skills=config.n_skills,
       scope=config.router_scope,
+      init=config.router_init,
     )
   return added

@@ -45,10 +45,13 @@ ROUTER_SCOPES: tuple[str, ...] = get_args(RouterScope)
 LAYERED_SCOPES = frozenset({'module', 'layer', 'block'})
 """The scopes whose routers differ from layer to layer of the network."""
 
+RouterInit = Literal['uniform', 'normal']
+ROUTER_INITS: tuple[str, ...] = get_args(RouterInit)
 RowInit = Literal['uniform', 'mean', 'zeros']
 
 LOGITS = 'routing_logits'
 _INIT_BOUND = 1e-3
+_WIDE_STD = 3.0
 _EPSILON = 1e-12
 
 Routers = PyTree[Float[Array, '...']]
@@ -188,8 +191,9 @@ def init_routers(
   n_splits: int,
   n_skills: int,
   scope: RouterScope = 'module',
+  init: RouterInit = 'uniform',
 ) -> Routers:
-  """Draws routing logits from U(-0.001, 0.001), as the paper's code does.
+  """Draws routing logits.
 
   Args:
     key: source of randomness.
@@ -198,6 +202,10 @@ def init_routers(
     n_splits: blocks of features that are routed apart.
     n_skills: adapters to choose from.
     scope: which linears share a router.
+    init: 'uniform' draws U(-0.001, 0.001), as the paper's code does: all skills
+      weigh nearly the same, and training tells tasks apart. 'normal' draws
+      N(0, 9), for routing that never trains: half of the gates are below 0.12
+      or above 0.88, so tasks differ from the start.
 
   Returns:
     Nested dicts by `router_of` path with one leaf 'routing_logits' each:
@@ -208,8 +216,13 @@ def init_routers(
     layers = (linear.layers,) if scope in LAYERED_SCOPES else ()
     name = f'{router_of(path, scope)}/{LOGITS}'
     shapes[name] = (*layers, n_tasks, n_splits, n_skills)
-  flat = draw_by_name(key, shapes, _draw_logits)
+  draw = _draw_logits if init == 'uniform' else _draw_wide_logits
+  flat = draw_by_name(key, shapes, draw)
   return traverse_util.unflatten_dict(flat, sep='/')
+
+
+def _draw_wide_logits(key, shape):
+  return _WIDE_STD * jax.random.normal(key, shape)
 
 
 def _draw_logits(key, shape, dtype=float):
@@ -379,11 +392,6 @@ def _per_layer(weights, layers):
   if weights.ndim == 4:
     return weights
   return jnp.broadcast_to(weights, (layers, *weights.shape))
-
-
-def count_tasks(routers: Routers) -> int:
-  """Returns how many tasks the routers have rows for."""
-  return jax.tree.leaves(routers)[0].shape[-3]
 
 
 def new_task_rows(

@@ -299,7 +299,7 @@ class _Runner:
 
     run, name = self.results.run, pretrained.name
     run((name, 'multi_task', seed), lambda: self._multi_task(start(), seed))
-    if pretrained.routing == 'learned':
+    if pretrained.has_routers:
       run(
         (f'{name}{SHUFFLED}', 'multi_task', seed),
         lambda: self._multi_task(start(), seed, task_ids='shuffled'),

@@ -5,7 +5,7 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
-from mhr_jax import adapters, methods, routing
+from mhr_jax import adapters, methods
 from mhr_jax.adapters import AdapterConfig, LinearShape
 from mhr_jax.errors import UserError
 from mhr_jax.t5.config import list_linears, t5_config
@@ -138,13 +138,18 @@ def test_every_row_is_whole():
   assert list(methods.METHODS) == (
     [
       'lora',
+      'lora_big',
       'private',
       'poly',
       'poly_z',
       'poly_mu',
+      'poly_rand',
       'mhr',
       'mhr_z',
       'mhr_mu',
+      'mhr_rand',
+      'random',
+      'random_mu',
       'full',
     ]
   )
@@ -164,7 +169,7 @@ def test_unknown_methods_and_fixed_mixing_are_refused():
   with pytest.raises(UserError, match="Did you mean 'mhr_z'"):
     methods.get_method('mhrz')
   uniform = AdapterConfig(n_tasks=5, mixing='uniform')
-  with pytest.raises(UserError, match="mixing='uniform' does not"):
+  with pytest.raises(UserError, match="mixing='uniform' has none"):
     methods.adapter_config('mhr', uniform)
   assert methods.adapter_config('lora', uniform).n_skills == 1
 
@@ -175,6 +180,7 @@ def test_settings_of_gates_stay_where_routing_is_learned_and_only_there():
   assert learned.mixing_form == base.mixing_form
   for method, phase in (
     ('lora', 'pretrain'),
+    ('lora_big', 'pretrain'),
     ('private', 'pretrain'),
     ('poly', 'average'),
     ('mhr_mu', 'adapt'),
@@ -212,8 +218,9 @@ def test_adapting_an_inventory_keeps_it_and_adds_rows(method):
   assert config.n_splits == (1 if method.startswith('poly') else 2)
   assert started['adapters'] is params['adapters']
   assert started['backbone'] is params['backbone']
-  assert routing.count_tasks(started['routers']) == 2
-  assert abs(jax.tree.leaves(started['routers'])[0]).max() <= 1e-3
+  logits = jax.tree.leaves(started['routers'])[0]
+  assert logits.shape[1] == 2
+  assert abs(logits).max() <= 1e-3
   _, mean = start(method, params, rows='mean')
   np.testing.assert_allclose(
     mean['routers']['encoder']['mlp']['wo']['routing_logits'][:, 0],
@@ -264,3 +271,59 @@ def test_private_starts_afresh():
   assert config.mixing == 'uniform'
   with pytest.raises(ValueError, match='need a key'):
     methods.start_params('private', params, config)
+
+
+def test_lora_big_has_the_parameters_of_an_inventory():
+  poly = methods.parameter_counts('poly', LINEARS, BASE)
+  big = methods.parameter_counts('lora_big', LINEARS, BASE)
+  assert big['trainable'] == big['adapters'] == poly['adapters']
+  config = methods.adapter_config('lora_big', BASE)
+  assert (config.rank, config.n_skills, config.scale) == (6, 1, 1 / 6)
+  # From a run's own settings, as resuming and adapting have it.
+  assert methods.adapter_config('lora_big', config, phase='adapt') == config
+
+
+@pytest.mark.parametrize('method', ['poly_rand', 'mhr_rand'])
+def test_a_redrawn_inventory_is_a_fresh_draw_with_the_usual_rows(method):
+  params = pretrained(method)
+  config, started = start(method, params)
+  fresh = adapters.init_adapters(jax.random.key(3), config, LINEARS)
+  jax.tree.map(np.testing.assert_array_equal, started['adapters'], fresh)
+  for path in LINEARS:
+    stack = path.partition('/')[0]
+    drawn = started['adapters'][stack]['mlp']['wo']
+    before = params['adapters'][stack]['mlp']['wo']
+    assert drawn['a'].shape == before['a'].shape
+    assert abs(drawn['a']).max() <= (3 * 16) ** -0.5
+    assert (drawn['a'] != before['a']).all()
+    assert not drawn['b'].any()
+  assert started['backbone'] is params['backbone']
+  source = methods.get_method(method).pretrain_as
+  _, usual = start(source, params)
+  jax.tree.map(
+    np.testing.assert_array_equal, started['routers'], usual['routers']
+  )
+  with pytest.raises(ValueError, match='need a key'):
+    methods.start_params(method, params, config)
+
+
+def test_random_routing_is_wide_before_training_and_narrow_for_new_tasks():
+  config = methods.adapter_config('random', BASE)
+  assert config.has_routers and config.router_init == 'normal'
+  assert methods.trained_labels('random', 'pretrain') == ('adapters',)
+  base = AdapterConfig(n_tasks=500, n_skills=4, n_splits=2)
+  wide = methods.adapter_config('random', base)
+  drawn = methods.init_added(jax.random.key(0), wide, LINEARS)
+  logits = np.concatenate(
+    [x.ravel() for x in jax.tree.leaves(drawn['routers'])]
+  )
+  assert abs(logits.mean()) < 0.1
+  assert logits.std() == pytest.approx(3, rel=0.02)
+  assert (abs(logits) > 2).mean() == pytest.approx(0.505, abs=0.02)
+  params = pretrained('random')
+  _, started = start('random', params)
+  assert abs(jax.tree.leaves(started['routers'])[0]).max() <= 1e-3
+  config, started = start('random_mu', params)
+  assert set(started) == {'backbone', 'adapters'} and not config.has_routers
+  _, average = start('mhr_mu', params)
+  jax.tree.map(np.testing.assert_array_equal, started, average)
