@@ -8,8 +8,10 @@ import gin
 import jax
 import pytest
 
-from mhr_jax import cli, configurables, configuration
+from mhr_jax import cli, configurables, configuration, methods
+from mhr_jax.adapters import AdapterConfig
 from mhr_jax.jobs import RoutedT5
+from mhr_jax.routing import MixingForm
 from mhr_jax.t5.config import t5_config
 
 _CONFIGS = pathlib.Path(__file__).resolve().parents[1] / 'configs'
@@ -101,6 +103,21 @@ def test_a_model_is_the_published_one(name):
     assert counts[0] == 2_849_757_184
 
 
+@pytest.mark.parametrize(
+  ('name', 'form'),
+  [
+    ('mhr', MixingForm()),
+    ('mhr_shared_skill', MixingForm(shared_skill=True)),
+    ('mhr_straight_through', MixingForm(mixing='straight_through')),
+  ],
+)
+def test_a_form_of_mhr_is_what_its_file_says(name, form):
+  parsed = _parse([f'methods/{name}.gin'])
+  config = parsed.call(AdapterConfig, n_tasks=3)
+  config = methods.adapter_config('mhr', config)
+  assert (config.mixing_form, config.n_splits) == (form, 8)
+
+
 def _dry_run(files, data_dir, *bindings):
   argv = [f'--gin_file={file}' for file in files]
   argv += [f'--gin.{binding}' for binding in bindings]
@@ -135,7 +152,9 @@ def test_a_method_builds_and_compiles(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('method', ('full', 'lora', 'poly', 'private'))
+@pytest.mark.parametrize(
+  'method', ('full', 'lora', 'lora_big', 'poly', 'private', 'random')
+)
 def test_the_other_methods_build_too(method, tmp_path, write_task, monkeypatch):
   monkeypatch.chdir(tmp_path)
   write_task(tmp_path, 'a_task', train=20, validation=5)
