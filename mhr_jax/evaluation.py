@@ -37,7 +37,8 @@ class EvaluationSettings:
 
   Attributes:
     decoding: how texts are written.
-    metrics: names of `metrics.METRICS`.
+    metrics: names of `metrics.METRICS` and `metrics.SET_METRICS`, and
+      'own_metric', by which each task is scored by the metric it names.
     adapter: 'task' mixes each instance's adapter by its task's routing;
       'average' uses the average adapter for all, as for unseen tasks.
     task_ids: 'shuffled' runs each task with another task's routing: what
@@ -183,6 +184,7 @@ def to_predictions(
       input=record.inputs,
       prediction=vocabulary.decode(ids.tolist()).strip(),
       references=record.targets,
+      metric=record.metric,
     )
 
 
@@ -216,11 +218,12 @@ def _compiled_generate(
 
 def replicated_like(params: Params) -> NamedSharding | None:
   """Where results go so that every process can read them."""
-  mesh = _mesh_of(params)
+  mesh = mesh_of(params)
   return None if mesh is None else partitioning.replicated(mesh)
 
 
-def _mesh_of(params: Params) -> Mesh | None:
+def mesh_of(params: Params) -> Mesh | None:
+  """Returns the mesh that parameters are on, if any."""
   for leaf in jax.tree.leaves(params):
     sharding = getattr(leaf, 'sharding', None)
     if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
@@ -235,7 +238,7 @@ def place(arrays: Mapping[str, np.ndarray], params: Params) -> dict[str, Any]:
     arrays: the batch, the same in every process.
     params: on a mesh, or anywhere else, which leaves the batch as it is.
   """
-  mesh = _mesh_of(params)
+  mesh = mesh_of(params)
   if mesh is None:
     return dict(arrays)
   rows = len(next(iter(arrays.values())))
