@@ -9,9 +9,10 @@ drawn.
 from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import dataclasses
+import functools
 import io
 import re
-from typing import Any
+from typing import Any, Literal
 
 from jaxtyping import Float
 import numpy as np
@@ -65,11 +66,13 @@ class Figure:
     svg: the markup of one <svg> element.
     title: what it shows; also its accessible name.
     caption: how to read it.
+    to_png: draws it once more, as a file for where SVG is not shown.
   """
 
   svg: str
   title: str
   caption: str = ''
+  to_png: Callable[[], bytes] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +92,7 @@ class Curve:
   part: str
 
 
-def _draw(
+def draw_figure(
   draw: Callable[[Any], None],
   *,
   size: tuple[float, float],
@@ -97,23 +100,50 @@ def _draw(
   name: str,
   caption: str = '',
 ) -> Figure:
-  """Runs `draw(figure)` and returns its SVG with names made unique."""
+  """Runs `draw(figure)` and returns its SVG with names made unique.
+
+  Args:
+    draw: puts what is to be seen into a matplotlib figure.
+    size: inches across and down.
+    title: see `Figure`.
+    name: prefix of the ids in the markup.
+    caption: see `Figure`.
+  """
+  svg = _render(draw, size, 'svg').decode()
+  svg = svg[svg.index('<svg') :].replace(_INK, 'currentColor')
+  svg = re.sub(r'\b(id="|href="#|url\(#)', rf'\g<1>{name}-', svg)
+  # A <style> here would hold for the whole page.
+  svg = re.sub(r'<(metadata|style)\b.*?</\1>', '', svg, flags=re.DOTALL)
+  png = functools.partial(_render, draw, size, 'png')
+  return Figure(svg=svg, title=title, caption=caption, to_png=png)
+
+
+def _render(
+  draw: Callable[[Any], None],
+  size: tuple[float, float],
+  kind: Literal['svg', 'png'],
+) -> bytes:
+  """Returns a file: see-through where it is SVG, on white where it is PNG."""
   import matplotlib
   from matplotlib import figure as mpl_figure
 
   with matplotlib.rc_context(_STYLE), _no_glyph_warnings():
     figure = mpl_figure.Figure(figsize=size, layout='constrained')
     draw(figure)
-    buffer = io.StringIO()
+    buffer = io.BytesIO()
+    # Without what would differ from one time to the next.
+    metadata: dict[str, Any] = {
+      'svg': {'Date': None},
+      'png': {'Software': None},
+    }
     figure.savefig(
-      buffer, format='svg', transparent=True, metadata={'Date': None}
+      buffer,
+      format=kind,
+      transparent=kind == 'svg',
+      dpi=160 if kind == 'png' else 'figure',
+      metadata=metadata[kind],
     )
-  svg = buffer.getvalue()
-  svg = svg[svg.index('<svg') :].replace(_INK, 'currentColor')
-  svg = re.sub(r'\b(id="|href="#|url\(#)', rf'\g<1>{name}-', svg)
-  # A <style> here would hold for the whole page.
-  svg = re.sub(r'<(metadata|style)\b.*?</\1>', '', svg, flags=re.DOTALL)
-  return Figure(svg=svg, title=title, caption=caption)
+  return buffer.getvalue()
 
 
 @contextlib.contextmanager
@@ -156,7 +186,7 @@ def draw_scores(
     panels[0].set_yticks(range(len(methods)), methods)
     panels[0].set_ylim(len(methods) - 0.5, -0.5)
 
-  return _draw(
+  return draw_figure(
     draw,
     size=(1.8 + 2.6 * len(scores), 1.1 + 0.32 * len(methods)),
     title='Scores by method',
@@ -214,7 +244,7 @@ def draw_curves(
       panel.set_visible(False)
     _draw_legend(figure, groups, parts)
 
-  return _draw(
+  return draw_figure(
     draw,
     size=(3.2 * n_columns, 2.4 * n_rows + 0.5),
     title=title,
@@ -315,7 +345,7 @@ def draw_routing(
       _label_tasks(panel, tasks, named)
     _draw_scale(figure, image, list(grid.ravel()), 'mixing weight')
 
-  return _draw(
+  return draw_figure(
     draw,
     size=(
       label_width + n_columns * (width + 0.25) + 0.8,
@@ -405,7 +435,7 @@ def draw_similarity(
     _label_tasks(panel, tasks, named)
     _draw_scale(figure, image, [panel], 'likeness of routing')
 
-  return _draw(
+  return draw_figure(
     draw,
     size=(side + (_label_width(tasks) if named else 0.3) + 0.8, side),
     title=title,
