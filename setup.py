@@ -32,12 +32,18 @@ _CORE = [
 
 _EXTRAS = {
   # Registering and preparing tasks; training on prepared data needs none.
-  'data': ['seqio>=0.0.20', 'tensorflow>=2.21', 'tensorflow-text>=2.21'],
+  'data': [
+    'pyyaml>=6',
+    'seqio>=0.0.20',
+    'tensorflow>=2.21',
+    'tensorflow-text>=2.21',
+  ],
   # What a checkout of google-research/t5x imports beside ours and `data`.
   't5x': ['cached-property>=2', 'fiddle>=0.3.1'],
   'interop': [
     'nano-moe-jax==0.1.0',
     'peft>=0.21',
+    'rouge==1.0.1',
     'torch==2.13.0',
     'transformers>=5.23',
   ],
