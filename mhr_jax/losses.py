@@ -36,11 +36,10 @@ def token_cross_entropy(
     name: `nll_sum` without smoothing and z-loss, and by row `row_nll` and
     `row_weights` [batch], whose sums over tasks are the losses a task.
   """
-  dtype = jnp.promote_types(logits.dtype, jnp.float32)
-  loss, nll = _token_losses(
-    label_smoothing, z_loss, logits.astype(dtype), targets
+  loss, nll = token_losses(
+    logits, targets, label_smoothing=label_smoothing, z_loss=z_loss
   )
-  weights = weights.astype(dtype)
+  weights = weights.astype(loss.dtype)
   row_nll = jnp.sum(nll * weights, axis=-1)
   parts = {
     'nll_sum': row_nll.sum(),
@@ -48,6 +47,21 @@ def token_cross_entropy(
     'row_weights': weights.sum(axis=-1),
   }
   return jnp.sum(loss * weights), weights.sum(), parts
+
+
+def token_losses(
+  logits: Float[Array, '*batch length vocab'],
+  targets: Int[Array, '*batch length'],
+  *,
+  label_smoothing: float = 0.0,
+  z_loss: float = 0.0,
+) -> tuple[Float[Array, '*batch length'], Float[Array, '*batch length']]:
+  """Returns every token's loss and its -log p, in float32 at least.
+
+  See `token_cross_entropy`.
+  """
+  dtype = jnp.promote_types(logits.dtype, jnp.float32)
+  return _token_losses(label_smoothing, z_loss, logits.astype(dtype), targets)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -18,7 +18,7 @@ from jax import numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from mhr_jax import adapters as adapters_lib
-from mhr_jax import losses, methods, routing
+from mhr_jax import choice_losses, losses, methods, routing
 from mhr_jax.adapters import AdapterConfig
 from mhr_jax.errors import UserError, nearest
 from mhr_jax.t5 import decoding, network, parameters
@@ -54,7 +54,10 @@ class RoutedT5:
   `decoder_input_tokens`, `decoder_target_tokens`, `decoder_loss_weights`
   [batch, length], `task_ids` [batch], for packed rows `encoder_segment_ids`
   and `decoder_segment_ids`, and perhaps `encoder_mask` [batch, inputs], True
-  where a token is read; without, every token but padding is.
+  where a token is read; without, every token but padding is. With answer
+  choices it has `choice_tokens` [batch, choice, length], each choice ended by
+  EOS, `choice_mask` [batch, choice], True where there is one, and, to train,
+  `choice_labels` [batch].
 
   Attributes:
     config: the backbone.
@@ -235,6 +238,71 @@ class RoutedT5:
     _, _, parts = self.loss(params, batch)
     return -parts['row_nll']
 
+  def score_choices(
+    self, params: Params, batch: Batch
+  ) -> tuple[Float[Array, 'batch choice'], Float[Array, 'batch choice']]:
+    """Scores all answer choices of every row; the inputs are encoded once.
+
+    Args:
+      params: all parameters.
+      batch: with choices; targets and labels are not needed.
+
+    Returns:
+      Each choice's log-probability, summed over its tokens, and their number;
+      both 0 where there is no choice.
+    """
+    (_, nll), weights = self._choice_tokens(params, batch, {})
+    return -jnp.sum(nll * weights, axis=-1), weights.sum(axis=-1)
+
+  def choice_loss(
+    self,
+    params: Params,
+    batch: Batch,
+    settings: choice_losses.ChoiceLoss,
+    *,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    **options: Any,
+  ) -> tuple[Float[Array, ''], Float[Array, ''], dict[str, Array]]:
+    """Returns T-Few's loss; see `choice_losses`.
+
+    Args:
+      params: all parameters.
+      batch: with choices, and perhaps `part_shares` from
+        `weigh_choice_parts`, where these rows are a part of a batch.
+      settings: the weights of the parts.
+      label_smoothing: of the likelihood.
+      z_loss: of the likelihood.
+      **options: of `logits`.
+
+    Returns:
+      The loss; its weight, 1 for a whole batch; and the parts by name.
+    """
+    (loss, nll), weights = self._choice_tokens(
+      params,
+      batch,
+      {'label_smoothing': label_smoothing, 'z_loss': z_loss},
+      **options,
+    )
+    sums = choice_losses.sum_parts(
+      loss,
+      nll,
+      weights,
+      batch['choice_mask'],
+      batch['choice_labels'],
+      length_norm=settings.length_norm,
+    )
+    if 'part_shares' not in batch:
+      batch = self.weigh_choice_parts(batch)
+    shares = batch['part_shares']
+    parts = {
+      name: jnp.sum(rows * shares[name])
+      for name, rows in sums._asdict().items()
+    }
+    total = parts['likelihood'] + settings.choice_loss * parts['choice']
+    total += settings.unlikelihood * parts['unlikelihood']
+    return total, shares['row'].sum(), parts
+
   def generate(
     self,
     params: Params,
@@ -264,6 +332,52 @@ class RoutedT5:
       key=key,
       encoder_mask=batch.get('encoder_mask'),
     )
+
+  def weigh_choice_parts(self, batch: Batch) -> dict[str, Any]:
+    """Adds what each row's part of T-Few's loss is to be multiplied by.
+
+    Args:
+      batch: whole, with choices and labels.
+
+    Returns:
+      The batch with `part_shares`, arrays [batch] by name.
+    """
+    counts = choice_losses.count_parts(
+      self._choice_weights(batch), batch['choice_mask'], batch['choice_labels']
+    )
+    shares = choice_losses.share_parts(counts)._asdict()
+    rows = len(batch['choice_labels'])
+    return {**batch, 'part_shares': {**shares, 'row': jnp.full(rows, 1 / rows)}}
+
+  def _choice_weights(
+    self, batch: Batch
+  ) -> Float[Array, 'batch choice length']:
+    there = batch['choice_tokens'] != self.config.pad_id
+    there &= batch['choice_mask'][..., None]
+    return there.astype(jnp.float32)
+
+  def _choice_tokens(
+    self,
+    params: Params,
+    batch: Batch,
+    loss_options: Mapping[str, float],
+    **options: Any,
+  ) -> tuple[Any, Float[Array, 'batch choice length']]:
+    """Returns every choice's token losses (two kinds), and weights.
+
+    The choices of an example are rows of the decoder that follow each other:
+    they share its adapters and its encoded inputs, of which no copy is made.
+    """
+    tokens = batch['choice_tokens']
+    targets = tokens.reshape(-1, tokens.shape[-1])
+    read = jnp.roll(targets, 1, axis=-1)
+    read = read.at[:, 0].set(self.config.decoder_start_token_id)
+    logits = self.logits(
+      params, {**batch, 'decoder_input_tokens': read}, **options
+    )
+    found = losses.token_losses(logits, targets, **loss_options)
+    shaped = jax.tree.map(lambda x: x.reshape(tokens.shape), found)
+    return shaped, self._choice_weights(batch).astype(shaped[0].dtype)
 
   @property
   def _mixer(self) -> MixInLayer:

@@ -24,6 +24,7 @@ _ROWS = (
     'adafactor',
     'aggregation',
     'checksums',
+    'choice_losses',
     'configuration*',
     'data.mixing',
     'data.record_format',
