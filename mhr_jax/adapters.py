@@ -314,6 +314,7 @@ def pair_for_batch(
   *,
   noise_key: PRNGKeyArray | None = None,
   example_index: Int[Array, 'batch'] | None = None,
+  uniform_share: Float[Array, ''] | float | None = None,
 ) -> PyTree:
   """Pairs inventories with a batch's mixing weights: `pair_with_weights`.
 
@@ -323,6 +324,7 @@ def pair_for_batch(
     task_ids: of the examples; not needed where the task does not matter.
     noise_key: of the step, in training with 'relaxed_bernoulli'.
     example_index: see `routing.compute_mixing_weights`.
+    uniform_share: likewise.
 
   Returns:
     What `mix_adapters` mixes; batch is 1 where one pair serves all examples.
@@ -337,6 +339,7 @@ def pair_for_batch(
     config,
     noise_key=noise_key,
     example_index=example_index,
+    uniform_share=uniform_share,
   )
   return pair_with_weights(params['adapters'], weights)
 

@@ -181,6 +181,7 @@ def _compile_step(job: Job, params: Mapping[str, Any]) -> Any:
     accumulation=job.settings.accumulation,
     label_smoothing=job.settings.label_smoothing,
     z_loss=job.settings.z_loss,
+    uniform_share=job.settings.uniform_share,
     places=places,
   )
   rows = partitioning.batch_sharding(job.mesh)

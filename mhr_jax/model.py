@@ -171,6 +171,7 @@ class RoutedT5:
     dropout_key: PRNGKeyArray | None = None,
     noise_key: PRNGKeyArray | None = None,
     example_index: Int[Array, 'batch'] | None = None,
+    uniform_share: Float[Array, ''] | float | None = None,
   ) -> Float[Array, 'batch length vocab']:
     """Returns the float32 logits of the target tokens.
 
@@ -180,11 +181,15 @@ class RoutedT5:
       dropout_key: of the step, in training; no dropout without.
       noise_key: see `mix`.
       example_index: see `mix`.
+      uniform_share: how much of the mixing weights is uniform, 0 to 1, where
+        training anneals them; None for none.
     """
     module, adapters = self.network, None
     if self.adapters is not None:
       task_ids = batch.get('task_ids')
-      paired = self._pair(params, task_ids, noise_key, example_index)
+      paired = self._pair(
+        params, task_ids, noise_key, example_index, uniform_share
+      )
       if self._mixes_in_layer(paired):
         module, adapters = network.T5(self.config, self._mixer), paired
       else:
@@ -210,6 +215,7 @@ class RoutedT5:
     dropout_key: PRNGKeyArray | None = None,
     noise_key: PRNGKeyArray | None = None,
     example_index: Int[Array, 'batch'] | None = None,
+    uniform_share: Float[Array, ''] | float | None = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
   ) -> tuple[Float[Array, ''], Float[Array, ''], dict[str, Array]]:
@@ -224,6 +230,7 @@ class RoutedT5:
       dropout_key=dropout_key,
       noise_key=noise_key,
       example_index=example_index,
+      uniform_share=uniform_share,
     )
     return losses.token_cross_entropy(
       logits,
@@ -388,7 +395,9 @@ class RoutedT5:
     assert self.adapters is not None
     return self.adapters
 
-  def _pair(self, params, task_ids, noise_key, example_index) -> PyTree:
+  def _pair(
+    self, params, task_ids, noise_key, example_index, uniform_share=None
+  ) -> PyTree:
     """Returns inventories with their mixing weights, ready to be mixed."""
     return adapters_lib.pair_for_batch(
       params,
@@ -396,6 +405,7 @@ class RoutedT5:
       task_ids,
       noise_key=noise_key,
       example_index=example_index,
+      uniform_share=uniform_share,
     )
 
   def _mixes_in_layer(self, paired: PyTree) -> bool:

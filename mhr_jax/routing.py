@@ -315,6 +315,7 @@ def compute_mixing_weights(
   *,
   noise_key: PRNGKeyArray | None = None,
   example_index: Int[Array, 'batch'] | None = None,
+  uniform_share: Float[Array, ''] | float | None = None,
 ) -> Weights:
   """Computes every linear's mixing weights for a batch.
 
@@ -330,6 +331,7 @@ def compute_mixing_weights(
       many splits and skills there are.
     noise_key: the step's key; only training with 'relaxed_bernoulli' has one.
     example_index: indices in the global batch; default 0, 1, 2 ….
+    uniform_share: how much of the weights is uniform, 0 to 1; None for none.
 
   Returns:
     By path of a linear, [layer, batch, split, skill]; `batch` is 1 where the
@@ -351,10 +353,38 @@ def compute_mixing_weights(
     if form.mixing != 'relaxed_bernoulli':
       noise_key = None
     rows = _learned_weights(logits, task_ids, form, noise_key, example_index)
+  if uniform_share is not None:
+    rows = {name: mix_in_uniform(x, uniform_share) for name, x in rows.items()}
   return {
     path: _per_layer(rows[router_of(path, scope)], linear.layers)
     for path, linear in linears.items()
   }
+
+
+def mix_in_uniform(
+  weights: Float[Array, '*lead skill'], share: Float[Array, ''] | float
+) -> Float[Array, '*lead skill']:
+  """Returns (1 - share) weights + share / skills; at share 1, the average."""
+  return (1 - share) * weights + share / weights.shape[-1]
+
+
+def uniform_share(
+  step: Int[Array, ''] | int, *, steps: int, anneal_steps: int
+) -> Float[Array, '']:
+  """Returns how much of a step's mixing weights is uniform.
+
+  1 - cos(π/2 · n/N) in the n-th of the last N steps: the last step trains the
+  average adapter itself, exactly. The authors' code (`uniform_interp_steps`)
+  is one step behind, and so stops a step short of that.
+
+  Args:
+    step: steps done before, 0 in the first step.
+    steps: of the whole run.
+    anneal_steps: N.
+  """
+  left = (steps - 1 - step) / anneal_steps
+  # cos(π/2 · (1 - x)): a cosine of π/2 is not quite 0 in floating point.
+  return 1 - jnp.sin(jnp.pi / 2 * jnp.clip(left, 0, 1))
 
 
 def _logits_of(routers, router):

@@ -1,7 +1,12 @@
 """How long to train, what trains, and when to look and save."""
 
+from collections.abc import Callable
 import dataclasses
+import functools
 
+import jax
+
+from mhr_jax import routing
 from mhr_jax.errors import UserError
 
 
@@ -14,6 +19,10 @@ class TrainSettings:
     seed: of dropout and routing noise.
     trains: labels of the subtrees that train; the others are frozen.
     accumulation: micro-batches a step.
+    anneal_steps: in the last so many steps the mixing weights go from what the
+      tasks learned to uniform (`routing.uniform_share`), so that the average
+      adapter is trained too; 0 for none. Evaluation routes as ever: the
+      annealed model is `adapter='average'`. Nothing where nothing is routed.
     label_smoothing: share of the loss spread over the vocabulary.
     z_loss: weight of the squared log-partition.
     log_every: steps between calls of `on_log`.
@@ -30,6 +39,7 @@ class TrainSettings:
   seed: int = 0
   trains: tuple[str, ...] = ('adapters', 'routers')
   accumulation: int = 1
+  anneal_steps: int = 0
   label_smoothing: float = 0.0
   z_loss: float = 0.0
   log_every: int = 50
@@ -43,8 +53,21 @@ class TrainSettings:
     for name in ('steps', 'accumulation', 'log_every', 'save_every', 'keep'):
       if getattr(self, name) < 1:
         raise UserError(f'{name} is {getattr(self, name)}; at least 1.')
+    if not 0 <= self.anneal_steps <= self.steps:
+      raise UserError(
+        f'anneal_steps is {self.anneal_steps}; from 0 to all {self.steps} steps.'
+      )
     if not self.trains:
       raise UserError('Nothing trains: `trains` is empty.')
+
+  @property
+  def uniform_share(self) -> Callable[[jax.Array], jax.Array] | None:
+    """How much of the mixing weights is uniform, of the steps done before."""
+    if not self.anneal_steps:
+      return None
+    return functools.partial(
+      routing.uniform_share, steps=self.steps, anneal_steps=self.anneal_steps
+    )
 
   def is_due(self, done: int, every: int) -> bool:
     """Whether something done every so many steps, and at the end, is due."""

@@ -22,6 +22,7 @@ from mhr_jax.errors import UserError, nearest
 Params = dict[str, Any]
 Batch = Mapping[str, Array]
 LearningRates = Mapping[str, Any]
+UniformShare = Callable[[Array], Array]
 
 
 class Model(Protocol):
@@ -35,6 +36,7 @@ class Model(Protocol):
     dropout_key: Any = None,
     noise_key: Any = None,
     example_index: Any = None,
+    uniform_share: Any = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
   ) -> tuple[Array, Array, dict[str, Array]]:
@@ -223,6 +225,7 @@ def make_train_step(
   accumulation: int = 1,
   label_smoothing: float = 0.0,
   z_loss: float = 0.0,
+  uniform_share: UniformShare | None = None,
   places: TrainState | None = None,
 ) -> TrainStep:
   """Returns the training step of a model, compiled at its first call.
@@ -233,16 +236,19 @@ def make_train_step(
     accumulation: micro-batches a step; must divide the rows of the batch.
     label_smoothing: passed to the loss.
     z_loss: passed to the loss.
+    uniform_share: of the steps done before, how much of the mixing weights is
+      uniform; passed to the loss.
     places: shardings that the new state keeps.
   """
 
-  def loss(trainable, frozen, batch, keys, example_index):
+  def loss(trainable, frozen, batch, keys, example_index, share):
     loss_sum, weight_sum, parts = model.loss(
       {**frozen, **trainable},
       batch,
       dropout_key=keys[0],
       noise_key=keys[1],
       example_index=example_index,
+      uniform_share=share,
       label_smoothing=label_smoothing,
       z_loss=z_loss,
     )
@@ -253,7 +259,8 @@ def make_train_step(
   def advance(moving, frozen, batch, key, learning_rates):
     step, trainable, opt_state = moving
     key = jax.random.fold_in(key, step)
-    sums, grads = gradients(trainable, frozen, batch, key)
+    share = None if uniform_share is None else uniform_share(step)
+    sums, grads = gradients(trainable, frozen, batch, key, share)
     weight = jnp.maximum(sums['weight_sum'], 1e-6)
     grads = jax.tree.map(lambda g: g / weight, grads)
     updates, opt_state = optimizer.update(
@@ -271,9 +278,9 @@ def make_train_step(
 
 
 def _accumulated(gradients: Callable[..., Any], n: int) -> Callable[..., Any]:
-  """Returns (trainable, frozen, batch, key) -> (sums, gradients of the sum)."""
+  """Returns (trainable, frozen, batch, key, share) -> (sums, their gradients)."""
 
-  def run(trainable, frozen, batch, key):
+  def run(trainable, frozen, batch, key, share):
     rows = len(batch['task_ids'])
     if rows % n:
       raise UserError(
@@ -284,7 +291,7 @@ def _accumulated(gradients: Callable[..., Any], n: int) -> Callable[..., Any]:
     def one(micro_batch, example_index, i):
       keys = jax.random.fold_in(dropout_key, i), noise_key
       (loss_sum, parts), grads = gradients(
-        trainable, frozen, micro_batch, keys, example_index
+        trainable, frozen, micro_batch, keys, example_index, share
       )
       return {'loss_sum': loss_sum, **parts}, grads
 

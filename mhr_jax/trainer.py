@@ -5,10 +5,10 @@
 (`meter`) and what is saved and resumed (`saved_run`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import logging
 import signal
-from typing import Any
+from typing import Any, NamedTuple
 
 from etils import epath
 import jax
@@ -33,6 +33,7 @@ from mhr_jax.vocabulary import Vocabulary
 
 __all__ = (
   'Terminated',
+  'Probe',
   'TrainSettings',
   'TrainState',
   'TrainingStopped',
@@ -41,6 +42,19 @@ __all__ = (
 )
 
 Evaluate = Callable[[int, Params], Mapping[str, float]]
+
+
+class Probe(NamedTuple):
+  """Something to measure on the way, apart from evaluation.
+
+  Attributes:
+    every: steps between measurements, one more at the end; 0 for none.
+    measure: called with the steps done and all parameters; returns numbers.
+  """
+
+  every: int
+  measure: Evaluate
+
 
 _log = logging.getLogger(__name__)
 
@@ -56,6 +70,7 @@ def fit(
   mesh: partitioning.Mesh | None = None,
   rules: partitioning.Rules | None = None,
   evaluate: Evaluate | None = None,
+  probes: Sequence[Probe] = (),
   on_log: OnLog | None = None,
   on_message: Callable[[str], None] = _log.info,
   task_table: TaskTable | None = None,
@@ -77,8 +92,9 @@ def fit(
     mesh: all devices along `data` by default.
     rules: `partitioning.LOGICAL_AXIS_RULES` by default.
     evaluate: called with the steps done and all parameters.
+    probes: what else is measured, each at steps of its own.
     on_log: called in the first process with the steps done and numbers, named
-      `train/…`, and those of `evaluate`.
+      `train/…`, and those of `evaluate` and `probes`.
     on_message: called with sentences for people.
     task_table: names for messages; saved.
     vocabulary: saved.
@@ -97,6 +113,9 @@ def fit(
     model, params, settings, optimizer, mesh, rules, on_message
   )
   key = jax.random.key(settings.seed)
+  watched = [*probes]
+  if evaluate is not None:
+    watched.insert(0, Probe(settings.eval_every, evaluate))
   saved = SavedRun(run_dir, settings, optimizer, on_message)
   with saved as run, StopSignals() as signals:
     run.describe(model, state, task_table, vocabulary)
@@ -108,10 +127,11 @@ def fit(
       meter.add(batch, metrics)
       done = batch.step + 1
       # Before saving: what a kill cuts short is done again by who resumes.
-      if evaluate and settings.is_due(done, settings.eval_every):
-        meter.flush()
-        meter.log(done, evaluate(done, state.params))
-        meter.restart_clock()
+      for every, measure in watched:
+        if settings.is_due(done, every):
+          meter.flush()
+          meter.log(done, measure(done, state.params))
+          meter.restart_clock()
       if settings.is_due(done, settings.save_every):
         meter.flush()
         run.save(done, state)
@@ -151,6 +171,7 @@ def _prepare(
     accumulation=settings.accumulation,
     label_smoothing=settings.label_smoothing,
     z_loss=settings.z_loss,
+    uniform_share=settings.uniform_share,
     places=places,
   )
   return place_state(params, rule, places), train_step

@@ -201,6 +201,40 @@ def test_mixing_in_front_equals_mixing_in_the_layer(scan_layers):
   assert all(abs(g).max() > 0 for g in jax.tree.leaves(gradients))
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def shared_loss_of(routed, params, batch, share):
+  """Returns the loss at a share of uniform weights, and what routing gets."""
+
+  def loss(routers):
+    return routed.loss(
+      params | {'routers': routers},
+      batch,
+      noise_key=jax.random.key(5),
+      uniform_share=share,
+    )[0]
+
+  return jax.value_and_grad(loss)(params['routers'])
+
+
+def test_annealed_to_uniform_the_model_is_its_average_adapter():
+  """With noise and in both places; and then routing gets no gradient."""
+  params, batch = params_of(ROUTED), batch_of()
+  average = methods.adapter_config('mhr', FEW, phase='average')
+  start = methods.start_params('mhr', params, average, phase='average')
+  expected = jax.jit(RoutedT5(T5, average).loss)(start, batch)[0]
+  learned = []
+  for place in ('front', 'layer'):
+    run = functools.partial(shared_loss_of, RoutedT5(T5, FEW, place), params)
+    loss, gradient = run(batch, 1.0)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(gradient))
+    loss, gradient = run(batch, 0.0)
+    learned.append(loss)
+    assert all(leaf.any() for leaf in jax.tree.leaves(gradient))
+  assert abs(learned[0] - expected) > 1e-3
+  np.testing.assert_allclose(*learned, rtol=1e-5)
+
+
 def test_noise_belongs_to_the_example_and_not_to_its_place():
   params, key = params_of(ROUTED), jax.random.key(5)
   order = np.array([3, 1, 0, 2], np.int32)

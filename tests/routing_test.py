@@ -331,3 +331,43 @@ def test_init_does_not_depend_on_the_other_linears():
     alone['encoder']['mlp']['wo']['routing_logits'],
     init('module')['encoder']['mlp']['wo']['routing_logits'],
   )
+
+
+def test_annealing_is_a_cosine_over_the_last_steps_and_ends_at_uniform():
+  shares = [
+    float(routing.uniform_share(jnp.int32(step), steps=10, anneal_steps=4))
+    for step in range(10)
+  ]
+  expected = [1 - math.cos(math.pi / 2 * n / 4) for n in range(1, 5)]
+  np.testing.assert_allclose(shares, [0.0] * 6 + expected, rtol=1e-6)
+  assert shares[:6] == [0.0] * 6 and shares[-1] == 1.0
+  whole = routing.uniform_share(0, steps=3, anneal_steps=3)
+  assert float(whole) == pytest.approx(1 - math.cos(math.pi / 6))
+
+
+@pytest.mark.parametrize(
+  ('mixing', 'scope'), [('relaxed_bernoulli', 'model'), ('private', 'module')]
+)
+def test_a_share_of_the_weights_is_uniform(mixing, scope):
+  n_tasks = SIZES['n_skills'] if mixing == 'private' else SIZES['n_tasks']
+  config = AdapterConfig(
+    **SIZES | {'n_tasks': n_tasks}, mixing=mixing, router_scope=scope
+  )
+  compute = functools.partial(
+    routing.compute_mixing_weights,
+    {} if mixing == 'private' else init(scope),
+    LINEARS,
+    jnp.array([3, 0, 9]),
+    config,
+    noise_key=jax.random.key(1),
+  )
+  plain = compute()
+  for share in (0.0, 0.3, 1.0):
+    for path, weights in compute(uniform_share=jnp.float32(share)).items():
+      for index, weight in np.ndenumerate(np.asarray(weights)):
+        if index[1] == 2:  # No task has that id.
+          assert math.isnan(weight)
+        else:
+          own = float(plain[path][index])
+          mixed = (1 - share) * own + share / SIZES['n_skills']
+          assert weight == pytest.approx(mixed, abs=1e-6)

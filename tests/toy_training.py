@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mhr_jax import losses, optim, partitioning, trainer
+from mhr_jax import losses, optim, partitioning, routing, trainer
 from mhr_jax.task_table import TaskTable
 
 TASKS = TaskTable(('add', 'copy', 'reverse', 'sort'))
@@ -71,6 +71,7 @@ class ToyModel:
     dropout_key=None,
     noise_key=None,
     example_index=None,
+    uniform_share=None,
     label_smoothing=0.0,
     z_loss=0.0,
   ):
@@ -82,6 +83,8 @@ class ToyModel:
       keys = jax.vmap(lambda i: jax.random.fold_in(noise_key, i))(example_index)
       rows += jax.random.key_data(keys) / 2.0**31 - 1.0
     weights = jax.nn.softmax(rows)
+    if uniform_share is not None:
+      weights = routing.mix_in_uniform(weights, uniform_share)
     a = jnp.einsum('bk,kir->bir', weights, adapter['a'][0, 0])
     b = jnp.einsum('bk,kro->bro', weights, adapter['b'][0, 0])
     tokens = batch['decoder_input_tokens']

@@ -174,6 +174,53 @@ def test_accumulation_must_divide_the_batch():
     _gradient_step(3, toy_training.batches(0))
 
 
+def test_annealing_goes_to_uniform_weights_over_the_last_steps():
+  """Each step's loss against the cosine; the last one trains no routing."""
+  settings = trainer.TrainSettings(6, anneal_steps=3)
+  model = toy_training.ToyModel()
+  rule = optim.make_optimizer(toy_training.OPTIMIZER, 6)
+  step = train_state.make_train_step(
+    model, rule, accumulation=2, uniform_share=settings.uniform_share
+  )
+  batch, key = toy_training.batches(0), jax.random.key(_KEY_SEED)
+  state = train_state.init_state(model.init(), rule, ('routers',))
+  for i in (2, 3, 4, 5):
+    before = jax.tree.map(jnp.copy, state)
+    _, metrics = step(before.replace(step=jnp.int32(i)), batch, key)
+    _, noise_key = jax.random.split(jax.random.fold_in(key, i))
+    share = 1 - np.cos(np.pi / 2 * max(0, i - 2) / 3)
+    expected = model.loss(
+      model.init(),
+      batch,
+      noise_key=noise_key,
+      example_index=np.arange(8),
+      uniform_share=share,
+    )[0]
+    np.testing.assert_allclose(metrics['loss_sum'], expected, rtol=1e-5)
+    assert (metrics['grad_norm'] == 0) == (i == 5)
+  assert trainer.TrainSettings(6).uniform_share is None
+  with pytest.raises(UserError, match='anneal_steps is 7; from 0 to all 6'):
+    trainer.TrainSettings(6, anneal_steps=7)
+
+
+def test_annealing_resumes_bit_for_bit(tmp_path):
+  def run(folder, batches):
+    settings = {'anneal_steps': 4, 'save_every': 4}
+    return _fit(steps=6, batches=batches, run_dir=folder, settings=settings)[0]
+
+  def broken(step):
+    if step == 5:
+      raise RuntimeError('no more data')
+    return toy_training.batches(step)
+
+  with pytest.raises(RuntimeError, match='no more data'):
+    run(tmp_path / 'parts', broken)
+  assert checkpoints.committed_steps(tmp_path / 'parts') == (4,)
+  parts = run(tmp_path / 'parts', toy_training.batches)
+  whole = run(tmp_path / 'whole', toy_training.batches)
+  _assert_equal(parts.params, whole.params)
+
+
 def test_accumulation_keeps_micro_batches_spread_over_devices():
   one, _ = _fit(steps=3, settings={'accumulation': 2})
   eight, _ = _fit((4, 2), steps=3, settings={'accumulation': 2})
