@@ -1,24 +1,29 @@
-"""Scores of generated text, as Super-NaturalInstructions evaluates it.
+"""All metrics of generated text by name; those of SuperNI are here.
 
-Every metric maps predictions and their references to one score an instance,
-times 100, the best over that instance's references; the score of a set is the
-mean over its instances, as in the official `compute_metrics.py` of
-allenai/natural-instructions. Tokens and stems of ROUGE-L are those of the
-`rouge_score` package, which that script uses.
+A metric maps predictions and their references to numbers from 0 to 100: one
+an instance (`METRICS`), whose mean is the score of a set, or one a set
+(`SET_METRICS`). Exact match and ROUGE-L are those of the official
+`compute_metrics.py` of allenai/natural-instructions: the best over an
+instance's references, with the tokens and stems of the `rouge_score` package,
+which that script uses. CrossFit's are in `crossfit_metrics`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import functools
 import string
 import types
 
 import numpy as np
 
-from mhr_jax.errors import UserError
+from mhr_jax import crossfit_metrics
+from mhr_jax.errors import UserError, nearest
+from mhr_jax.metric_forms import (
+  InstanceMetric,
+  SetMetric,
+  best_over_references,
+)
 
 _NO_PUNCTUATION = str.maketrans('', '', string.punctuation)
-
-Metric = Callable[[Sequence[str], Sequence[Sequence[str]]], np.ndarray]
 
 
 def normalize_answer(text: str) -> str:
@@ -45,7 +50,7 @@ def exact_match(
   Raises:
     UserError: the lengths differ, or an instance has no reference.
   """
-  return _best_over_references(
+  return best_over_references(
     predictions,
     references,
     lambda a, b: normalize_answer(a) == normalize_answer(b),
@@ -68,16 +73,42 @@ def rouge_l(
     UserError: the lengths differ, or an instance has no reference.
   """
   scorer = _rouge_scorer()
-  return _best_over_references(
+  return best_over_references(
     predictions,
     references,
     lambda a, b: scorer.score(target=b, prediction=a)['rougeL'].fmeasure,
   )
 
 
-METRICS: Mapping[str, Metric] = types.MappingProxyType(
-  {'exact_match': exact_match, 'rouge_l': rouge_l}
+METRICS: Mapping[str, InstanceMetric] = types.MappingProxyType(
+  {
+    'exact_match': exact_match,
+    'rouge_l': rouge_l,
+    **crossfit_metrics.INSTANCE_METRICS,
+  }
 )
+SET_METRICS: Mapping[str, SetMetric] = crossfit_metrics.SET_METRICS
+
+
+def check_name(name: str) -> None:
+  """Refuses what is not a metric.
+
+  Raises:
+    UserError: there is none of that name; the message has the nearest.
+  """
+  known = [*METRICS, *SET_METRICS]
+  if name not in known:
+    raise UserError(f'There is no metric {name!r}.{nearest(name, known)}')
+
+
+def score_set(
+  name: str, predictions: Sequence[str], references: Sequence[Sequence[str]]
+) -> float:
+  """Returns one metric of a set: of an instance metric, the mean."""
+  check_name(name)
+  if name in SET_METRICS:
+    return SET_METRICS[name](predictions, references)
+  return float(np.mean(METRICS[name](predictions, references)))
 
 
 def score(
@@ -86,34 +117,8 @@ def score(
   *,
   metrics: Sequence[str] = ('exact_match', 'rouge_l'),
 ) -> dict[str, float]:
-  """Returns the mean over instances of each metric, by name."""
-  return {
-    name: float(np.mean(METRICS[name](predictions, references)))
-    for name in metrics
-  }
-
-
-def _best_over_references(
-  predictions: Sequence[str],
-  references: Sequence[Sequence[str]],
-  compare: Callable[[str, str], float],
-) -> np.ndarray:
-  """Applies `compare(prediction, reference)` and keeps the best, times 100."""
-  if len(predictions) != len(references):
-    raise UserError(
-      f'{len(predictions)} predictions, but references for'
-      f' {len(references)} instances.'
-    )
-  best = np.zeros(len(predictions))
-  for i, (text, choices) in enumerate(
-    zip(predictions, references, strict=True)
-  ):
-    if isinstance(choices, str) or not choices:
-      raise UserError(
-        f'Instance {i} needs a list of references, not {choices!r}.'
-      )
-    best[i] = 100.0 * max(float(compare(text, choice)) for choice in choices)
-  return best
+  """Returns each metric of a set by name."""
+  return {name: score_set(name, predictions, references) for name in metrics}
 
 
 @functools.cache

@@ -14,9 +14,11 @@ import numpy as np
 
 from mhr_jax import metrics as metrics_lib
 from mhr_jax import run_files
-from mhr_jax.errors import UserError, nearest
+from mhr_jax.errors import UserError
 
 METRICS = ('exact_match', 'rouge_l')
+OWN_METRIC = 'own_metric'
+"""Scores each task by the metric that it names as its own."""
 
 # Line breaks to `str.splitlines`, though not to JSON: written as escapes.
 _LINE_BREAKS = str.maketrans(
@@ -35,6 +37,7 @@ class Prediction:
     input: the text that was read.
     prediction: the text that was written.
     references: all acceptable texts.
+    metric: the task's own, of `metrics`; None where it names none.
   """
 
   example_id: str
@@ -43,23 +46,31 @@ class Prediction:
   input: str
   prediction: str
   references: tuple[str, ...]
+  metric: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
   """Scores of a set of predictions, each from 0 to 100.
 
+  A metric of sets (`metrics.SET_METRICS`), and a task's own metric, are taken
+  over each task; over more than one task they are the mean over tasks, in
+  which a correlation that is not defined (NaN) counts as 0. Every other
+  metric is the mean over instances.
+
   Attributes:
-    overall: the mean over all instances, by metric, and `instances`.
-    mean_over_tasks: the mean of the tasks' means, by metric.
+    overall: of everything, by metric, and the number of `instances`.
+    mean_over_tasks: the mean of the tasks' scores, by metric.
     tasks: as `overall`, by task.
     categories: as `overall`, by category; tasks without one are left out.
+    own_metrics: which metric `own_metric` is, by task; only where asked for.
   """
 
   overall: Mapping[str, float]
   mean_over_tasks: Mapping[str, float]
   tasks: Mapping[str, Mapping[str, float]]
   categories: Mapping[str, Mapping[str, float]]
+  own_metrics: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   def of_tasks(self, metric: str) -> dict[str, float]:
     """Returns one metric by task."""
@@ -73,57 +84,125 @@ def score_predictions(
 
   Args:
     predictions: at least one.
-    metrics: names of `metrics.METRICS`.
+    metrics: names of `metrics.METRICS` and `metrics.SET_METRICS`, and
+      `own_metric`.
 
   Returns:
-    The scores, and by metric one number an instance.
+    The scores, and by metric one number an instance, where the metric has
+    any; NaN for the instances of tasks whose own metric has none.
 
   Raises:
-    UserError: there are no predictions, or a metric is unknown.
+    UserError: there are no predictions, a metric is unknown, or a task names
+      no metric of its own.
   """
   if not predictions:
     raise UserError('There is nothing to score: no instance was evaluated.')
-  for name in metrics:
-    if name not in metrics_lib.METRICS:
-      hint = nearest(name, metrics_lib.METRICS)
-      raise UserError(f'There is no metric {name!r}.{hint}')
-  texts = [p.prediction for p in predictions]
-  references = [p.references for p in predictions]
-  values = {
-    name: metrics_lib.METRICS[name](texts, references) for name in metrics
-  }
-  tasks = _by_group(values, [p.task for p in predictions])
-  categories = _by_group(values, [p.category for p in predictions])
+  members = _members([p.task for p in predictions])
+  measured = {name: _measure(name, predictions, members) for name in metrics}
+
+  def numbers(of: Sequence[Any]) -> dict[Any, dict[str, float]]:
+    return {
+      group: {'instances': len(rows)}
+      | {name: one.over(rows) for name, one in measured.items()}
+      for group, rows in _members(of).items()
+    }
+
+  categories = numbers([p.category for p in predictions])
   categories.pop(None, None)
   scores = Scores(
-    overall=_means(values, np.arange(len(predictions))),
+    overall=numbers([''] * len(predictions))[''],
     mean_over_tasks={
-      name: float(np.mean([of[name] for of in tasks.values()]))
-      for name in metrics
+      name: float(np.nan_to_num(list(one.tasks.values())).mean())
+      for name, one in measured.items()
     },
-    tasks=tasks,
+    tasks={
+      task: {'instances': len(rows)}
+      | {name: one.tasks[task] for name, one in measured.items()}
+      for task, rows in members.items()
+    },
     categories=categories,
+    own_metrics=_own_metrics(predictions) if OWN_METRIC in metrics else {},
   )
+  values = {
+    name: one.values
+    for name, one in measured.items()
+    if not np.isnan(one.values).all()
+  }
   return scores, values
 
 
-def _by_group(
-  values: Mapping[str, np.ndarray], groups: Sequence[Any]
-) -> dict[Any, dict[str, float]]:
+@dataclasses.dataclass(frozen=True)
+class _Measured:
+  """One metric over all predictions.
+
+  Attributes:
+    tasks: the score of each task.
+    values: one number an instance, NaN where there is none.
+    of: the task of each instance.
+    pooled: whether several tasks' score is the mean over their instances.
+  """
+
+  tasks: Mapping[str, float]
+  values: np.ndarray
+  of: Sequence[str]
+  pooled: bool
+
+  def over(self, rows: np.ndarray) -> float:
+    """Returns the score of some instances, which are all of their tasks."""
+    if self.pooled:
+      return float(self.values[rows].mean())
+    tasks = dict.fromkeys(self.of[row] for row in rows)
+    return float(np.nan_to_num([self.tasks[task] for task in tasks]).mean())
+
+
+def _measure(
+  name: str,
+  predictions: Sequence[Prediction],
+  members: Mapping[str, np.ndarray],
+) -> _Measured:
+  """Scores every task by a metric, or by its own."""
+  own = _own_metrics(predictions) if name == OWN_METRIC else {}
+  values = np.full(len(predictions), np.nan)
+  tasks = {}
+  for task, rows in members.items():
+    metric = own.get(task, name)
+    metrics_lib.check_name(metric)
+    texts = [predictions[row].prediction for row in rows]
+    references = [predictions[row].references for row in rows]
+    if metric in metrics_lib.SET_METRICS:
+      tasks[task] = metrics_lib.SET_METRICS[metric](texts, references)
+    else:
+      values[rows] = metrics_lib.METRICS[metric](texts, references)
+      tasks[task] = float(values[rows].mean())
+  pooled = name in metrics_lib.METRICS
+  return _Measured(tasks, values, [p.task for p in predictions], pooled)
+
+
+def _own_metrics(predictions: Sequence[Prediction]) -> dict[str, str]:
+  """Returns the metric that each task names.
+
+  Raises:
+    UserError: a task names none.
+  """
+  found = {}
+  for prediction in predictions:
+    if prediction.metric is None:
+      raise UserError(
+        f'Task {prediction.task!r} names no metric of its own, which'
+        f' {OWN_METRIC!r} asks for: choose metrics by name'
+        " (EvaluationSettings.metrics = ('exact_match', 'rouge_l')), or"
+        ' prepare the task again with one.'
+      )
+    found[prediction.task] = prediction.metric
+  return found
+
+
+def _members(groups: Sequence[Any]) -> dict[Any, np.ndarray]:
+  """Returns the instances of each group, in the order of appearance."""
   members: dict[Any, list[int]] = {}
   for index, group in enumerate(groups):
     members.setdefault(group, []).append(index)
-  return {
-    group: _means(values, np.array(indices))
-    for group, indices in members.items()
-  }
-
-
-def _means(
-  values: Mapping[str, np.ndarray], indices: np.ndarray
-) -> dict[str, float]:
-  means = {name: float(v[indices].mean()) for name, v in values.items()}
-  return {'instances': len(indices), **means}
+  return {group: np.array(rows) for group, rows in members.items()}
 
 
 def write_scores(
@@ -158,6 +237,7 @@ def read_predictions(folder: epath.PathLike) -> list[Prediction]:
       input=line['input'],
       prediction=line['prediction'],
       references=tuple(line['references']),
+      metric=line.get('metric'),
     )
     for line in map(json.loads, path.read_text().splitlines())
   ]

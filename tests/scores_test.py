@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from rouge_score import rouge_scorer
 
-from mhr_jax import scores
+from mhr_jax import metrics, scores
 from mhr_jax.errors import UserError
 
 
-def _prediction(index, task, prediction, references, category=None):
+def _prediction(
+  index, task, prediction, references, category=None, metric=None
+):
   return scores.Prediction(
     example_id=f'{task}-{index}',
     task=task,
@@ -18,6 +20,7 @@ def _prediction(index, task, prediction, references, category=None):
     input='in\u2028put',
     prediction=prediction,
     references=tuple(references),
+    metric=metric,
   )
 
 
@@ -76,3 +79,57 @@ def test_nothing_to_score_and_unknown_metrics_are_errors():
     scores.score_predictions([])
   with pytest.raises(UserError, match="Did you mean 'rouge_l'"):
     scores.score_predictions(PREDICTIONS, metrics=('rouge',))
+
+
+def _own(task, metric, predictions, references, category):
+  pairs = enumerate(zip(predictions, references, strict=True))
+  return [
+    _prediction(i, task, text, [right], category, metric)
+    for i, (text, right) in pairs
+  ]
+
+
+OWN = [
+  *_own('f1', 'crossfit_classification_f1', 'aab', 'abb', 'x'),
+  *_own('acc', 'crossfit_accuracy', ['A', 'no'], ['a', 'yes'], 'x'),
+  *_own('r', 'crossfit_pearson', '1247', '1358', 'y'),
+  *_own('undefined', 'crossfit_pearson', ['1', 'one'], '12', 'y'),
+]
+
+
+def test_each_task_is_scored_by_its_own_metric(tmp_path):
+  found, values = scores.score_predictions(
+    OWN, metrics=('own_metric', 'exact_match', 'crossfit_classification_f1')
+  )
+  pearson = 100 * float(np.corrcoef([1, 2, 4, 7], [1, 3, 5, 8])[0, 1])
+  f1 = 200 / 3  # Each label: one right, one wrong.
+  tasks = found.of_tasks('own_metric')
+  assert np.isnan(tasks.pop('undefined'))
+  assert tasks == pytest.approx({'f1': f1, 'acc': 50.0, 'r': pearson})
+  # Undefined counts as 0 in means; sizes of tasks do not count.
+  assert found.overall['own_metric'] == pytest.approx((f1 + 50 + pearson) / 4)
+  assert found.mean_over_tasks['own_metric'] == found.overall['own_metric']
+  assert found.categories['x']['own_metric'] == pytest.approx((f1 + 50) / 2)
+  assert found.categories['y']['own_metric'] == pytest.approx(pearson / 2)
+  assert found.own_metrics['acc'] == 'crossfit_accuracy'
+  # A metric of instances beside it is over instances, as ever.
+  right = [p.prediction.lower() == p.references[0] for p in OWN]
+  assert found.overall['exact_match'] == pytest.approx(100 * np.mean(right))
+  assert 'crossfit_classification_f1' not in values
+  scores.write_scores(tmp_path, found, OWN, values)
+  assert scores.read_predictions(tmp_path) == OWN
+  lines = (tmp_path / 'predictions.jsonl').read_text().splitlines()
+  own = [json.loads(line)['own_metric'] for line in lines]
+  assert own == [None, None, None, 100, 0, *[None] * 6]
+
+
+def test_a_set_metric_of_one_task_is_that_of_the_set():
+  for name, metric in metrics.SET_METRICS.items():
+    found, _ = scores.score_predictions(OWN[5:9], metrics=(name,))
+    expected = metric('1247', [[x] for x in '1358'])
+    assert found.overall[name] == found.tasks['r'][name] == expected
+
+
+def test_tasks_without_a_metric_of_their_own_are_an_error():
+  with pytest.raises(UserError, match="Task 'a' names no metric of its own"):
+    scores.score_predictions(PREDICTIONS, metrics=('own_metric',))

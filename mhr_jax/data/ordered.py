@@ -26,6 +26,7 @@ class EvalRecord:
     inputs: the text of the inputs.
     targets: the texts of all references.
     cut: which of 'inputs' and 'targets' (the first reference) were cut.
+    metric: the task's own metric, if it names one.
   """
 
   task: str
@@ -35,6 +36,7 @@ class EvalRecord:
   inputs: str
   targets: tuple[str, ...]
   cut: tuple[str, ...] = ()
+  metric: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +64,7 @@ class ExampleSource:
     examples: Sequence[Mapping[str, Any]],
     *,
     category: str | None = None,
+    metric: str | None = None,
   ):
     """Makes the source.
 
@@ -69,9 +72,11 @@ class ExampleSource:
       name: of the task.
       examples: as `TaskSource` gives them.
       category: of the task.
+      metric: the task's own, of `metrics`.
     """
     self.name = name
     self.category = category
+    self.metric = metric
     self._examples = list(examples)
 
   def __len__(self) -> int:
@@ -187,4 +192,5 @@ def _record(source, index, example, *, cut_inputs, cut_targets) -> EvalRecord:
     inputs=example['inputs_pretokenized'],
     targets=tuple(example['targets_pretokenized']),
     cut=cut,
+    metric=source.metric,
   )

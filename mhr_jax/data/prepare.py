@@ -186,6 +186,7 @@ def _make(
       'fingerprint': wanted,
       'vocabulary': vocabulary.save(data_dir / record_format.VOCABULARIES),
       'category': read.category,
+      'metric': read.metric,
       'splits': splits,
       'made_with': _versions(),
     }

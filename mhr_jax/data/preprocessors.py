@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 import functools
 from typing import Any
 
-import numpy as np
 import seqio
 import tensorflow_text as tf_text
 
@@ -49,15 +48,15 @@ def references_or_text(
 
 def seqio_metric(name: str) -> Callable[..., dict[str, float]]:
   """Returns a metric of `mhr_jax.metrics` in the form that seqio calls."""
-  metric = metrics.METRICS[name]
+  metrics.check_name(name)
 
-  def mean(
+  def metric(
     targets: Sequence[Sequence[str]], predictions: Sequence[str]
   ) -> dict[str, float]:
-    return {name: float(np.mean(metric(predictions, targets)))}
+    return {name: metrics.score_set(name, predictions, targets)}
 
-  mean.__name__ = name
-  return mean
+  metric.__name__ = name
+  return metric
 
 
 def as_text(value: Any) -> str:

@@ -34,6 +34,7 @@ class PreparedTask:
     category: what the task is counted under in evaluation, if anything.
     fingerprint: of what the task was prepared from.
     vocabulary_spec: what `vocabulary.from_spec` takes.
+    metric: the task's own, of `metrics`, if it names one.
   """
 
   name: str
@@ -42,6 +43,7 @@ class PreparedTask:
   category: str | None
   fingerprint: str
   vocabulary_spec: Mapping[str, Any]
+  metric: str | None = None
 
   @functools.cached_property
   def vocabulary(self) -> Vocabulary:
@@ -96,6 +98,11 @@ class TaskSource:
   def category(self) -> str | None:
     """The task's category."""
     return self.task.category
+
+  @property
+  def metric(self) -> str | None:
+    """The task's own metric, if it names one."""
+    return self.task.metric
 
   def __len__(self) -> int:
     return len(self._raw)
@@ -202,6 +209,7 @@ def open_task(data_dir: epath.PathLike, task: str) -> PreparedTask:
     category=manifest.get('category'),
     fingerprint=manifest['fingerprint'],
     vocabulary_spec=manifest['vocabulary'],
+    metric=manifest.get('metric'),
   )
 
 

@@ -56,7 +56,7 @@ def add_task(
     source: its examples.
     vocabulary: of inputs and targets.
     module: the registering module's `__name__`, for messages and lists.
-    metrics: names out of `mhr_jax.metrics.METRICS`.
+    metrics: names of `mhr_jax.metrics`, for seqio's own evaluation.
 
   Raises:
     UserError: the name is taken by another definition.

@@ -38,10 +38,18 @@ class TextExample(NamedTuple):
 
 
 class TaskExamples(NamedTuple):
-  """All examples of a task by split, and its category if it has one."""
+  """All examples of a task by split.
+
+  Attributes:
+    splits: its examples.
+    category: what it is counted under in evaluation, if anything.
+    metric: of `metrics`, by which it is scored where each task is scored by
+      its own; None for none.
+  """
 
   splits: Mapping[str, Iterable[TextExample]]
   category: str | None = None
+  metric: str | None = None
 
 
 class ExampleSource(seqio.DataSource):
@@ -115,6 +123,7 @@ class TaskRecords(NamedTuple):
 
   splits: Mapping[str, Iterator[Record]]
   category: str | None
+  metric: str | None = None
 
 
 def read_task(task: seqio.Task) -> TaskRecords:
@@ -140,17 +149,17 @@ def read_task(task: seqio.Task) -> TaskRecords:
       split: _encode(examples.splits[split], vocabulary)
       for split in task.splits
     }
-    category = examples.category
+    category, metric = examples.category, examples.metric
   else:
     splits = {
       split: _run_pipeline(task, split, vocabulary) for split in task.splits
     }
-    category = None
+    category, metric = None, None
   checked = {
     split: _with_right_choices(each, f'Task {task.name!r}, split {split!r}')
     for split, each in splits.items()
   }
-  return TaskRecords(checked, category)
+  return TaskRecords(checked, category, metric)
 
 
 def task_vocabulary(task: seqio.Task) -> vocabulary_lib.Vocabulary:

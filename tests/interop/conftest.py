@@ -37,6 +37,12 @@ def peft(transformers):
 
 
 @pytest.fixture(scope='session')
+def rouge():
+  """The package rouge, which CrossFit scores with."""
+  return _library('rouge')
+
+
+@pytest.fixture(scope='session')
 def nano_moe():
   """nano-moe-jax."""
   return _library('nano_moe')
