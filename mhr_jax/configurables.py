@@ -5,6 +5,8 @@ from collections.abc import Callable
 from mhr_jax import commands, study, train
 from mhr_jax.adaptation import AdaptationSettings
 from mhr_jax.adapters import AdapterConfig
+from mhr_jax.analysis.gradients import AlignmentSettings
+from mhr_jax.analysis.routing_statistics import RoutingStatisticsSettings
 from mhr_jax.data.mixture_settings import MixtureSettings
 from mhr_jax.evaluation import EvaluationSettings
 from mhr_jax.few_shot import FewShotSettings
@@ -33,6 +35,7 @@ def all_configurables() -> tuple[Callable, ...]:
     *roots(),
     AdaptationSettings,
     AdapterConfig,
+    AlignmentSettings,
     DecodingSettings,
     EvaluationSettings,
     FewShotSettings,
@@ -40,6 +43,7 @@ def all_configurables() -> tuple[Callable, ...]:
     LossSettings,
     MixtureSettings,
     OptimizerSettings,
+    RoutingStatisticsSettings,
     study.FewShot,
     study.Study,
     study.TestSet,

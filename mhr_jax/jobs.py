@@ -13,6 +13,9 @@ import jax
 
 from mhr_jax import backbones, methods, partitioning, run_folder
 from mhr_jax.adapters import AdapterConfig
+from mhr_jax.analysis import gradients, routing_statistics
+from mhr_jax.analysis.gradients import AlignmentSettings
+from mhr_jax.analysis.routing_statistics import RoutingStatisticsSettings
 from mhr_jax.data import ordered, records
 from mhr_jax.data.loader import Loader, build_loader
 from mhr_jax.data.mixture_settings import MixtureSettings
@@ -24,7 +27,7 @@ from mhr_jax.optim import OptimizerSettings
 from mhr_jax.t5.config import T5Config
 from mhr_jax.task_data import TaskData
 from mhr_jax.task_table import TaskTable
-from mhr_jax.trainer import TrainSettings
+from mhr_jax.trainer import Probe, TrainSettings
 from mhr_jax.vocabulary import Vocabulary
 
 # An `AdapterConfig` but for the number of tasks, which the data says.
@@ -68,6 +71,8 @@ class Job:
     backbone_from: where the backbone comes from; None draws one.
     start_from: a run to go on from instead, with all its parameters.
     heldback: evaluation while training; None for none.
+    alignment: of the tasks' gradients, while training; None for none.
+    routing_statistics: while training; None for none.
   """
 
   run_dir: epath.Path
@@ -85,6 +90,8 @@ class Job:
   backbone_from: str | None = None
   start_from: str | None = None
   heldback: HeldBackSettings | None = None
+  alignment: AlignmentSettings | None = None
+  routing_statistics: RoutingStatisticsSettings | None = None
 
   def init_params(self) -> dict[str, Any]:
     """Draws or loads all parameters, as they are before the first step."""
@@ -115,6 +122,36 @@ class Job:
       settings=settings.texts,
     )
 
+  def make_probes(self) -> tuple[Probe, ...]:
+    """Returns what else the trainer measures on the way."""
+    probes = []
+    alignment, statistics = self.alignment, self.routing_statistics
+    if alignment is not None and alignment.every and len(self.task_table) > 1:
+      batches = self.alignment_batches(alignment)
+      measure = gradients.make_alignment(self.model, batches, alignment.wrt)
+      probes.append(Probe(alignment.every, measure))
+    adapters = self.model.adapters
+    if statistics is not None and adapters is not None and adapters.has_routers:
+      measure = routing_statistics.make_routing_statistics(adapters.mixing_form)
+      probes.append(Probe(statistics.every, measure))
+    return tuple(probes)
+
+  def alignment_batches(
+    self, settings: AlignmentSettings
+  ) -> list[gradients.TaskBatches]:
+    """Returns the examples on which gradient alignment is measured."""
+    names = gradients.choose_tasks(
+      self.task_table.names, settings.tasks, settings.seed
+    )
+    tasks = records.open_tasks(self.data.data_dir, names)
+    return gradients.build_task_batches(
+      [task.source(settings.split) for task in tasks],
+      self.task_table,
+      settings,
+      input_length=self.loader.settings.input_length,
+      target_length=self.loader.settings.target_length,
+    )
+
   def heldback_batches(
     self, settings: HeldBackSettings
   ) -> Iterable[ordered.EvalBatch]:
@@ -143,6 +180,8 @@ def build_job(
   backbone_from: str | None,
   start_from: str | None,
   heldback: HeldBackSettings | None,
+  alignment: AlignmentSettings | None,
+  routing_statistics: RoutingStatisticsSettings | None,
   mesh_shape: Sequence[int],
   mix_in: MixIn,
   split: str,
@@ -164,6 +203,8 @@ def build_job(
   _check_vocabulary(vocabulary, backbone)
   if heldback is not None and settings.eval_every:
     _check_heldback(heldback, tasks)
+  if alignment is not None and alignment.every:
+    _check_alignment(alignment, tasks)
   table = TaskTable(found.tasks)
   mesh = partitioning.make_mesh(*mesh_shape)
   process_index, process_count = partitioning.data_shard(mesh)
@@ -197,6 +238,8 @@ def build_job(
     backbone_from=backbone_from,
     start_from=start_from,
     heldback=heldback,
+    alignment=alignment,
+    routing_statistics=routing_statistics,
   )
 
 
@@ -235,7 +278,8 @@ def _check_start(
     )
   if start_from is not None and backbone_from is not None:
     raise UserError('Give backbone_from or start_from, not both.')
-  if method.shares_pretraining and method.zero_shot is None:
+  after = 'average_after_training'
+  if method.shares_pretraining and method.zero_shot != after:
     raise UserError(
       f'{method.name} trains on new tasks only (`mhr-jax adapt`).'
     )
@@ -253,13 +297,29 @@ def _check_heldback(
   heldback: HeldBackSettings, tasks: Sequence[records.PreparedTask]
 ) -> None:
   """Says before training what its first evaluation would fail at."""
-  split = heldback.split.partition('[')[0]
+  remedy = (
+    'Set HeldBackSettings.split, or TrainSettings.eval_every = 0 for none.'
+  )
+  _check_split('Evaluation while training', heldback.split, tasks, remedy)
+
+
+def _check_alignment(
+  alignment: AlignmentSettings, tasks: Sequence[records.PreparedTask]
+) -> None:
+  """Says before training what the first measurement would fail at."""
+  remedy = 'Set AlignmentSettings.split, or AlignmentSettings.every = 0.'
+  _check_split('Gradient alignment', alignment.split, tasks, remedy)
+
+
+def _check_split(
+  what: str, split: str, tasks: Sequence[records.PreparedTask], remedy: str
+) -> None:
+  split = split.partition('[')[0]
   for task in tasks:
     if split not in task.splits:
       raise UserError(
-        f'Evaluation while training: task {task.name!r} has no split {split!r},'
-        f' only {", ".join(task.splits)}. Set HeldBackSettings.split, or'
-        ' TrainSettings.eval_every = 0 for none.'
+        f'{what}: task {task.name!r} has no split {split!r}, only'
+        f' {", ".join(task.splits)}. {remedy}'
       )
 
 

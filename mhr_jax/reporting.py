@@ -206,7 +206,10 @@ class RunLog:
         seconds_left=numbers.get('train/seconds_left'),
       )
     else:
-      shown = '  '.join(f'{k} {v:.4g}' for k, v in numbers.items())
+      # Those of parts of the model (two slashes) are many: in the file alone.
+      shown = '  '.join(
+        f'{k} {v:.4g}' for k, v in numbers.items() if k.count('/') < 2
+      )
       self._progress.say(f'step {step}  {shown}')
 
   def say(self, text: str) -> None:

@@ -24,6 +24,8 @@ from mhr_jax import (
   trainer,
 )
 from mhr_jax.analysis import routing
+from mhr_jax.analysis.gradients import AlignmentSettings
+from mhr_jax.analysis.routing_statistics import RoutingStatisticsSettings
 from mhr_jax.data.mixture_settings import MixtureSettings
 from mhr_jax.data.read_ahead import ReadAhead
 from mhr_jax.errors import UserError
@@ -40,6 +42,7 @@ SETTINGS_FILE = 'settings.json'
 
 # What may change when a run resumes, without a word: it changes no number.
 _FREE = (
+  'alignment',
   'backbone_from',
   'data.data_dir',
   'data.modules',
@@ -48,6 +51,7 @@ _FREE = (
   'mesh_shape',
   'mix_in',
   'mixture.cache_bytes',
+  'routing_statistics',
   'settings.eval_every',
   'settings.keep',
   'settings.keep_every',
@@ -90,6 +94,8 @@ def train(
   backbone_from: str | None = None,
   start_from: str | None = None,
   heldback: HeldBackSettings | None = None,
+  alignment: AlignmentSettings | None = None,
+  routing_statistics: RoutingStatisticsSettings | None = None,
   mesh_shape: Sequence[int] = (-1, 1),
   mix_in: MixIn = 'auto',
   split: str = 'train',
@@ -116,6 +122,8 @@ def train(
     start_from: a run on the same tasks to go on from, with all its parameters;
       for -mu methods, with its averaged adapter.
     heldback: evaluation on held-back examples, every `settings.eval_every`.
+    alignment: of the tasks' gradients, measured on the way.
+    routing_statistics: of what the routers do, measured on the way.
     mesh_shape: devices along data and along model; -1 is what is left.
     mix_in: see `RoutedT5`.
     split: of every task to train on.
@@ -143,6 +151,8 @@ def train(
     'backbone_from': backbone_from,
     'start_from': start_from,
     'heldback': heldback,
+    'alignment': alignment,
+    'routing_statistics': routing_statistics,
     'mesh_shape': tuple(mesh_shape),
     'mix_in': mix_in,
     'split': split,
@@ -207,6 +217,7 @@ def run_job(
       run_dir=job.run_dir,
       mesh=job.mesh,
       evaluate=job.make_evaluate(),
+      probes=job.make_probes(),
       on_log=log,
       on_message=log.say,
       task_table=job.task_table,

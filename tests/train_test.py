@@ -10,9 +10,11 @@ import jax
 import numpy as np
 import pytest
 
-from mhr_jax import commands, conversion, jobs, run_folder, train
+from mhr_jax import commands, conversion, jobs, reporting, run_folder, train
 from mhr_jax.adaptation import AdaptationSettings
 from mhr_jax.adapters import AdapterConfig
+from mhr_jax.analysis.gradients import AlignmentSettings
+from mhr_jax.analysis.routing_statistics import RoutingStatisticsSettings
 from mhr_jax.data.mixture_settings import MixtureSettings
 from mhr_jax.errors import UserError
 from mhr_jax.evaluation import EvaluationSettings
@@ -78,7 +80,12 @@ def mhr_run(tmp_path_factory, data, backbone_run):
   """A run of adapters over that backbone."""
   run_dir = tmp_path_factory.mktemp('runs') / 'mhr'
   return _train(
-    run_dir, data, backbone_from=str(backbone_run.run_dir), config_text='# c'
+    run_dir,
+    data,
+    backbone_from=str(backbone_run.run_dir),
+    config_text='# c',
+    alignment=AlignmentSettings(every=2, examples=2, batch_size=2),
+    routing_statistics=RoutingStatisticsSettings(every=1),
   )
 
 
@@ -94,6 +101,22 @@ def test_adapters_train_over_the_backbone_of_another_run(backbone_run, mhr_run):
   assert np.any(
     np.asarray(mhr_run.params['adapters']['encoder']['attention']['query']['b'])
   )
+
+
+def test_alignment_and_routing_are_measured_on_the_way(mhr_run):
+  lines = reporting.read_metrics(mhr_run.run_dir)
+  aligned = [line for line in lines if 'alignment/effective' in line]
+  assert [line['step'] for line in aligned] == [2, 3]
+  assert 'alignment/inventories/encoder/attention' in aligned[0]
+  assert aligned[0]['alignment/tasks'] == 2
+  routed = [line for line in lines if 'routing/entropy' in line]
+  assert [line['step'] for line in routed] == [1, 2, 3]
+  assert 0.9 < routed[0]['routing/entropy/decoder'] <= 1
+
+
+def test_a_split_to_align_on_is_looked_up_before_training(tmp_path, data):
+  with pytest.raises(UserError, match="no split 'tran'.*AlignmentSettings"):
+    _train(tmp_path / 'a', data, alignment=AlignmentSettings(split='tran'))
 
 
 def test_a_run_goes_on_from_its_t5x_checkpoint_as_by_itself(

@@ -3,19 +3,14 @@
 Works on parameters alone, for every router scope and mixing form. Weights are
 those of evaluation (no noise), [layer, task, split, skill] by the path of the
 adapted linear.
-
-References: Ponti et al. 2023 (arXiv:2202.13914), equations 8 to 10
-(discreteness, sparsity, usage); mttl's `monitors.py` at c66b20d6.
 """
 
 from collections.abc import Mapping
-import dataclasses
 import io
 import json
 from typing import Any
 
 from etils import epath
-from flax import traverse_util
 import jax.numpy as jnp
 from jaxtyping import Float, Int
 import numpy as np
@@ -127,47 +122,6 @@ def order_tasks(
   gap = (gap + gap.T) / 2
   tree = hierarchy.linkage(distance.squareform(gap), method='average')
   return hierarchy.leaves_list(tree)
-
-
-@dataclasses.dataclass(frozen=True)
-class RouterStatistics:
-  """The numbers that the papers watch during training, of one router.
-
-  Attributes:
-    discreteness: mean Bernoulli entropy of sigmoid(logits) over ln 2: 1 is
-      undecided, 0 is on or off.
-    active: share of (task, split, skill) whose sigmoid is at least 1/2.
-    evenness: entropy of the summed use of all splits' skills over its
-      maximum: 1 is all alike, 0 is one skill for everything.
-  """
-
-  discreteness: float
-  active: float
-  evenness: float
-
-
-def router_statistics(
-  routers: Mapping[str, Any],
-) -> dict[str, RouterStatistics]:
-  """Returns the statistics by path of the router, the mean over its layers."""
-  flat = traverse_util.flatten_dict(dict(routers), sep='/')
-  return {
-    path.removesuffix(f'/{routing.LOGITS}'): _statistics(np.asarray(logits))
-    for path, logits in flat.items()
-  }
-
-
-def _statistics(logits: np.ndarray) -> RouterStatistics:
-  z = 1.0 / (1.0 + np.exp(-logits.astype(np.float64)))
-  two = np.stack([z, 1.0 - z], axis=-1)
-  columns = z.sum(axis=-3)
-  columns = columns.reshape(*columns.shape[:-2], -1)
-  shares = columns / columns.sum(axis=-1, keepdims=True)
-  return RouterStatistics(
-    discreteness=float(entropy(two).mean()),
-    active=float((z >= 0.5).mean()),
-    evenness=float(entropy(shares).mean()),
-  )
 
 
 def save_routing(

@@ -103,18 +103,6 @@ def test_similarity_of_uniform_routing_is_zero_not_nan():
   assert sorted(analysis.order_tasks(np.eye(3))) == [0, 1, 2]
 
 
-def test_router_statistics_in_closed_form():
-  undecided = {'a': {'routing_logits': np.zeros((2, 3, 1, 4))}}
-  (found,) = analysis.router_statistics(undecided).values()
-  assert found == analysis.RouterStatistics(1.0, 1.0, pytest.approx(1.0))
-  one_skill = np.full((1, 3, 1, 4), -50.0)
-  one_skill[..., 2] = 50.0
-  statistics = analysis.router_statistics({'a': {'routing_logits': one_skill}})
-  assert statistics['a'].discreteness == pytest.approx(0.0, abs=1e-12)
-  assert statistics['a'].active == 0.25
-  assert statistics['a'].evenness == pytest.approx(0.0, abs=1e-12)
-
-
 def test_routing_file_round_trip(tmp_path):
   assert analysis.load_routing(tmp_path) is None
   weights = {'encoder/mlp/wi': np.random.default_rng(0).random((2, 2, 1, 3))}

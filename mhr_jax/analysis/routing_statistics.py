@@ -1,0 +1,126 @@
+"""What the routers do while they train: a few numbers, on the devices.
+
+References: Ponti et al. 2023 (arXiv:2202.13914), equations 8 to 10
+(discreteness, sparsity, usage); mttl's `monitors.py` at c66b20d6.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+from jax import numpy as jnp
+from jaxtyping import Array, Float, PyTree
+import numpy as np
+
+from mhr_jax import routing
+from mhr_jax.errors import UserError
+from mhr_jax.tree_paths import leaves_by_path
+
+PART = 'routing'
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RoutingStatisticsSettings:
+  """When the routing is measured while training.
+
+  Attributes:
+    every: steps between measurements, one more at the end; 0 for none.
+  """
+
+  every: int = 100
+
+  def __post_init__(self):
+    if self.every < 0:
+      raise UserError(
+        f'RoutingStatisticsSettings.every is {self.every}; at least 0.'
+      )
+
+
+def make_routing_statistics(
+  form: routing.MixingForm,
+) -> Callable[[int, Mapping[str, PyTree]], dict[str, float]]:
+  """Returns what the trainer calls: (step, params) -> numbers by name.
+
+  Names are `routing/entropy`, `routing/entropy/encoder` and so on; see
+  `measure_routing`.
+  """
+
+  def measure(step: int, params: Mapping[str, PyTree]) -> dict[str, float]:
+    del step
+    found = measure_routing(params['routers'], form)
+    return {f'{PART}/{name}': value for name, value in found.items()}
+
+  return measure
+
+
+def measure_routing(
+  routers: PyTree, form: routing.MixingForm
+) -> dict[str, float]:
+  """Returns statistics of the routing, over all routers and by stack.
+
+  Args:
+    routers: their logits by path.
+    form: of the mixing weights, which are those of evaluation.
+
+  Returns:
+    Means over routers and layers, each under its name and under
+    `NAME/encoder`, `NAME/decoder` where routers are of a stack:
+
+    entropy: of a task's weights over the skills, over its maximum: 1 is
+      indifference, 0 is one skill.
+    evenness: entropy of the use of all splits' skills, summed over the tasks,
+      over its maximum: 1 is all alike, 0 is one skill for everything.
+    discreteness: mean Bernoulli entropy of the gates over ln 2: 1 is
+      undecided, 0 is on or off. For mixings with gates only.
+    active: share of the gates that are at least 1/2; likewise.
+  """
+  leaves = leaves_by_path(routers)
+  measured = jax.device_get(_compiled(form)(leaves))
+  groups: dict[str, list[tuple[int, Mapping[str, Any]]]] = {}
+  for path, logits in leaves.items():
+    layers = logits.shape[0] if logits.ndim == 4 else 1
+    stack = path.partition('/')[0]
+    for group in ('', f'/{stack}') if stack != 'model' else ('',):
+      groups.setdefault(group, []).append((layers, measured[path]))
+  return {
+    f'{name}{group}': float(
+      np.average([of[name] for _, of in found], weights=[n for n, _ in found])
+    )
+    for group, found in groups.items()
+    for name in found[0][1]
+  }
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(form: routing.MixingForm):
+  return jax.jit(
+    lambda leaves: {path: _statistics(x, form) for path, x in leaves.items()}
+  )
+
+
+def _statistics(
+  logits: Float[Array, '*layer task split skill'], form: routing.MixingForm
+) -> dict[str, Float[Array, '']]:
+  weights = jnp.abs(routing.mixing_weights(logits, form))
+  used = weights
+  found = {}
+  if form.mixing in routing.GATED_MIXINGS:
+    used = jax.nn.sigmoid(logits)
+    either = jnp.stack([used, jax.nn.sigmoid(-logits)], axis=-1)
+    found['discreteness'] = _entropy(either).mean()
+    found['active'] = (logits >= 0).mean()
+  columns = used.sum(axis=-3)
+  found['evenness'] = _entropy(columns.reshape(*columns.shape[:-2], -1)).mean()
+  return {'entropy': _entropy(weights).mean(), **found}
+
+
+def _entropy(sizes: Float[Array, '... n']) -> Float[Array, '...']:
+  """Returns the entropy of the shares of sizes, over its maximum."""
+  n = sizes.shape[-1]
+  if n == 1:
+    return jnp.zeros(sizes.shape[:-1])
+  total = sizes.sum(axis=-1, keepdims=True)
+  shares = sizes / jnp.where(total > 0, total, 1)
+  return -jax.scipy.special.xlogy(shares, shares).sum(axis=-1) / np.log(n)
