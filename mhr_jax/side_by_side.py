@@ -20,7 +20,13 @@ import numpy as np
 from mhr_jax import optim
 from mhr_jax.model import RoutedT5
 from mhr_jax.t5.decoding import DecodingSettings, decode_tokens
-from mhr_jax.train_state import TrainState, init_state, make_train_step
+from mhr_jax.train_state import (
+  LossNormalisation,
+  TrainState,
+  check_normalisation,
+  init_state,
+  make_train_step,
+)
 
 Params = dict[str, Any]
 
@@ -34,10 +40,16 @@ class LossSettings:
   Attributes:
     label_smoothing: share of the loss spread over the vocabulary.
     z_loss: weight of the squared log-partition.
+    normalisation: what the summed loss of a batch is divided by; see
+      `TrainSettings.loss_normalisation`.
   """
 
   label_smoothing: float = 0.0
   z_loss: float = 0.0
+  normalisation: LossNormalisation = 'tokens'
+
+  def __post_init__(self):
+    check_normalisation(self.normalisation)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +131,7 @@ def _compiled_training(
     rule,
     label_smoothing=loss.label_smoothing,
     z_loss=loss.z_loss,
+    normalisation=loss.normalisation,
   )
 
   def train_one(frozen, start, batches, key, rates):

@@ -8,6 +8,7 @@ import jax
 
 from mhr_jax import routing
 from mhr_jax.errors import UserError
+from mhr_jax.train_state import LossNormalisation, check_normalisation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +26,10 @@ class TrainSettings:
       annealed model is `adapter='average'`. Nothing where nothing is routed.
     label_smoothing: share of the loss spread over the vocabulary.
     z_loss: weight of the squared log-partition.
+    loss_normalisation: what the summed loss of a batch is divided by before
+      its gradients are taken: its target tokens, or its examples (the loss of
+      the paper's code on SuperNI; gradients and clipping then grow with the
+      targets' length). Losses are logged a token either way.
     log_every: steps between calls of `on_log`.
     eval_every: steps between evaluations, one more at the end; 0 for none.
     save_every: steps between checkpoints, one more at the end.
@@ -42,6 +47,7 @@ class TrainSettings:
   anneal_steps: int = 0
   label_smoothing: float = 0.0
   z_loss: float = 0.0
+  loss_normalisation: LossNormalisation = 'tokens'
   log_every: int = 50
   eval_every: int = 0
   save_every: int = 1000
@@ -57,6 +63,7 @@ class TrainSettings:
       raise UserError(
         f'anneal_steps is {self.anneal_steps}; from 0 to all {self.steps} steps.'
       )
+    check_normalisation(self.loss_normalisation)
     if not self.trains:
       raise UserError('Nothing trains: `trains` is empty.')
 

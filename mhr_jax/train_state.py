@@ -7,7 +7,7 @@ accumulating over N equals one batch though their tokens differ in number.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import flax.struct
 import jax
@@ -22,6 +22,7 @@ from mhr_jax.errors import UserError, nearest
 Params = dict[str, Any]
 Batch = Mapping[str, Array]
 LearningRates = Mapping[str, Any]
+LossNormalisation = Literal['tokens', 'examples']
 UniformShare = Callable[[Array], Array]
 
 
@@ -225,6 +226,7 @@ def make_train_step(
   accumulation: int = 1,
   label_smoothing: float = 0.0,
   z_loss: float = 0.0,
+  normalisation: LossNormalisation = 'tokens',
   uniform_share: UniformShare | None = None,
   places: TrainState | None = None,
 ) -> TrainStep:
@@ -236,6 +238,8 @@ def make_train_step(
     accumulation: micro-batches a step; must divide the rows of the batch.
     label_smoothing: passed to the loss.
     z_loss: passed to the loss.
+    normalisation: what the summed loss is divided by: the target tokens of
+      the batch, or its examples.
     uniform_share: of the steps done before, how much of the mixing weights is
       uniform; passed to the loss.
     places: shardings that the new state keeps.
@@ -261,7 +265,8 @@ def make_train_step(
     key = jax.random.fold_in(key, step)
     share = None if uniform_share is None else uniform_share(step)
     sums, grads = gradients(trainable, frozen, batch, key, share)
-    weight = jnp.maximum(sums['weight_sum'], 1e-6)
+    by = {'tokens': sums['weight_sum'], 'examples': count_examples(batch)}
+    weight = jnp.maximum(by[normalisation], 1e-6)
     grads = jax.tree.map(lambda g: g / weight, grads)
     updates, opt_state = optimizer.update(
       grads, opt_state, trainable, learning_rates=learning_rates
@@ -326,11 +331,32 @@ def _join(x: Array) -> Array:
   return x.sum() if x.ndim == 1 else jnp.moveaxis(x, 0, 1).reshape(-1)
 
 
+def check_normalisation(name: str) -> None:
+  """Refuses what is not a `LossNormalisation`.
+
+  Raises:
+    UserError: it is not; the message says which there are.
+  """
+  known = get_args(LossNormalisation)
+  if name not in known:
+    raise UserError(
+      f'There is no loss normalisation {name!r}.{nearest(name, known)}'
+    )
+
+
+def count_examples(batch: Batch) -> Array:
+  """Counts the examples of a batch; a packed row holds several."""
+  counts = batch['decoder_loss_weights'] > 0
+  if 'decoder_segment_ids' in batch:
+    return jnp.sum(jnp.max(batch['decoder_segment_ids'] * counts, axis=-1))
+  return jnp.sum(counts.any(axis=-1))
+
+
 def _counts(batch: Batch) -> dict[str, Array]:
   """Counts what is not padding, whose token is 0 and whose weight is 0."""
   weights = batch['decoder_loss_weights'] > 0
   read = jnp.sum(batch['encoder_input_tokens'] != 0)
   return {
-    'examples': jnp.sum(weights.any(axis=-1)),
+    'examples': count_examples(batch),
     'tokens': read + jnp.sum(weights),
   }

@@ -170,6 +170,7 @@ def _prepare(
     rule,
     accumulation=settings.accumulation,
     label_smoothing=settings.label_smoothing,
+    normalisation=settings.loss_normalisation,
     z_loss=settings.z_loss,
     uniform_share=settings.uniform_share,
     places=places,
