@@ -15,7 +15,16 @@ import jax
 import numpy as np
 from safetensors import numpy as safetensors
 
-from mhr_jax import evaluation, methods, optim, routing, run_files, scores
+from mhr_jax import (
+  adapter_soup,
+  evaluation,
+  methods,
+  optim,
+  routing,
+  run_files,
+  scores,
+)
+from mhr_jax.adapter_soup import Soup, SoupChooser, SoupSettings
 from mhr_jax.data.ordered import EvalBatch
 from mhr_jax.errors import UserError
 from mhr_jax.evaluation import EvaluationSettings
@@ -35,6 +44,7 @@ from mhr_jax.vocabulary import Vocabulary
 Params = dict[str, Any]
 
 ADAPTED_FILE = 'adapted.json'
+SOUPS_FILE = 'soups.json'
 TRAINED_FILE = 'trained.safetensors'
 
 
@@ -46,6 +56,8 @@ class AdaptationSettings:
     optimizer: how parameters move.
     loss: what the loss is.
     rows: how the new tasks' routing logits start.
+    soup: which training tasks' adapters are averaged, where the method starts
+      from a soup.
     side_by_side: cells that train and decode at once; more take more memory.
     keep: 'trained' writes each cell's trained parameters beside its scores.
   """
@@ -53,6 +65,7 @@ class AdaptationSettings:
   optimizer: optim.OptimizerSettings = optim.OptimizerSettings()
   loss: LossSettings = LossSettings()
   rows: routing.RowInit = 'uniform'
+  soup: SoupSettings = SoupSettings()
   side_by_side: int = 8
   keep: Literal['nothing', 'trained'] = 'nothing'
 
@@ -75,6 +88,7 @@ class Adapted:
     losses: of training, a token, by step.
     held_back_loss: of the held-back shots, a token; None without any.
     trained: the parameters that trained, by label.
+    soup: what was averaged to start from; None where nothing was.
   """
 
   task: str
@@ -84,6 +98,7 @@ class Adapted:
   losses: np.ndarray
   held_back_loss: float | None
   trained: Params
+  soup: Soup | None = None
 
 
 def adaptation_start(
@@ -93,6 +108,7 @@ def adaptation_start(
   *,
   key: jax.Array,
   rows: routing.RowInit = 'uniform',
+  shares: np.ndarray | None = None,
 ) -> tuple[RoutedT5, Params]:
   """Returns the model of one new task and the parameters it starts from.
 
@@ -102,6 +118,8 @@ def adaptation_start(
     method: what adapts; of the methods that share this pre-training.
     key: of the new rows of routing logits, and of fresh adapters.
     rows: how those rows start.
+    shares: of the training tasks in the task's soup, where the method starts
+      from one.
 
   Raises:
     UserError: the method adapts adapters, but the model has none.
@@ -119,7 +137,13 @@ def adaptation_start(
     method, model.adapters, phase='adapt', n_tasks=1
   )
   start = methods.start_params(
-    method, params, config, phase='adapt', rows=rows, key=key
+    method,
+    params,
+    config,
+    phase='adapt',
+    rows=rows,
+    key=key,
+    shares=shares,
   )
   return dataclasses.replace(model, adapters=config), start
 
@@ -132,6 +156,7 @@ def zero_shot(
   vocabulary: Vocabulary,
   *,
   settings: EvaluationSettings,
+  soups: SoupChooser | None = None,
   folder: epath.PathLike | None = None,
 ) -> scores.Scores | None:
   """Evaluates on unseen tasks as the method serves them.
@@ -144,7 +169,8 @@ def zero_shot(
     batches: instances of unseen tasks.
     vocabulary: turns token ids into text.
     settings: how to write texts.
-    folder: where scores and predictions go.
+    soups: chooses the soups of a method that serves them.
+    folder: where scores and predictions go, and the soups by task.
 
   Returns:
     The scores; None where the method has no zero-shot of its own.
@@ -152,6 +178,12 @@ def zero_shot(
   how = methods.get_method(method).zero_shot
   if how is None:
     return None
+  if how == 'soup':
+    model, params, batches, found = adapter_soup.serve_soups(
+      model, params, _chooser(soups), batches
+    )
+    if folder is not None and jax.process_index() == 0:
+      run_files.write_json(epath.Path(folder) / SOUPS_FILE, found)
   adapter = 'average' if how == 'average' else 'task'
   return evaluation.evaluate_generation(
     model,
@@ -172,6 +204,7 @@ def adapt(
   *,
   settings: AdaptationSettings,
   evaluate: EvaluationSettings,
+  soups: SoupChooser | None = None,
   folder: epath.PathLike | None = None,
   progress: Progress | None = None,
 ) -> list[Adapted]:
@@ -185,6 +218,8 @@ def adapt(
     vocabulary: turns token ids into text.
     settings: how to train.
     evaluate: how to write and score texts.
+    soups: chooses what a method that starts from soups averages for a cell
+      (`adapter_soup.build_chooser`).
     folder: gets a folder a cell, `TASK/seedN`, with scores, predictions and
       what `settings.keep` says.
     progress: is told of every group of cells.
@@ -199,7 +234,7 @@ def adapt(
   found: list[Adapted] = []
   for group in split_groups(cells, settings.side_by_side):
     results = _adapt_group(
-      model, params, method, group, vocabulary, settings, evaluate
+      model, params, method, group, vocabulary, settings, evaluate, soups
     )
     found += results[: len(cells) - len(found)]
     if progress is not None:
@@ -232,11 +267,15 @@ def _adapt_group(
   vocabulary: Vocabulary,
   settings: AdaptationSettings,
   evaluate: EvaluationSettings,
+  soups: SoupChooser | None,
 ) -> list[Adapted]:
   keys = [_split_key(cell) for cell in cells]
+  chosen = [_choose_soup(method, cell, soups) for cell in cells]
   started = [
-    adaptation_start(model, params, method, key=start, rows=settings.rows)
-    for start, _ in keys
+    adaptation_start(
+      model, params, method, key=start, rows=settings.rows, shares=shares
+    )
+    for (start, _), (_, shares) in zip(keys, chosen, strict=True)
   ]
   model = started[0][0]
   trained = train_cells(
@@ -260,9 +299,28 @@ def _adapt_group(
       losses=trained.losses[i],
       held_back_loss=_held_back_loss(model, trained, cell, i),
       trained=jax.tree.map(lambda leaf, i=i: leaf[i], own),
+      soup=chosen[i][0],
     )
     for i, (cell, of_cell) in enumerate(zip(cells, predictions, strict=True))
   ]
+
+
+def _choose_soup(
+  method: Method, cell: Cell, soups: SoupChooser | None
+) -> tuple[Soup | None, np.ndarray | None]:
+  """Returns a cell's soup and the training tasks' shares, if it has one."""
+  if method.adapt_from != 'soup':
+    return None, None
+  chooser = _chooser(soups)
+  inputs = adapter_soup.inputs_by_task(cell.shots)[cell.task]
+  soup = chooser.choose(cell.task, inputs)
+  return soup, chooser.shares(soup)
+
+
+def _chooser(soups: SoupChooser | None) -> SoupChooser:
+  if soups is None:
+    raise ValueError('Soups need what chooses them: adapter_soup.build_chooser')
+  return soups
 
 
 def _split_key(cell: Cell) -> tuple[jax.Array, jax.Array]:
@@ -350,6 +408,7 @@ def write_adapted(
       'trains': method.adapt_trains,
       'losses': result.losses,
       'held_back_loss': result.held_back_loss,
+      'soup': result.soup,
     },
   )
   if keep == 'trained':

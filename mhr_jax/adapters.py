@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol
 from flax import traverse_util
 import jax
 from jax import numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, PyTree
 
 from mhr_jax import routing
 from mhr_jax.errors import UserError, nearest
@@ -386,11 +386,17 @@ def _cast(dtype):
   return lambda x: x.astype(dtype)
 
 
-def average_adapters(adapters: Adapters) -> Adapters:
+def average_adapters(
+  adapters: Adapters, shares: Float[ArrayLike, 'skill'] | None = None
+) -> Adapters:
   """Collapses each inventory into its average adapter (the paper's -mu).
 
   Exact: uniform weights over the skills give the same function, because a
   and b are averaged apart.
+
+  Args:
+    adapters: inventories by path.
+    shares: of the skills in the average; equal by default.
 
   Returns:
     Inventories of one skill and one split: `a` [layer, 1, 1, in, rank], `b`
@@ -399,7 +405,8 @@ def average_adapters(adapters: Adapters) -> Adapters:
 
   def average(inventory):
     layers, splits, skills = inventory['a'].shape[:3]
-    weights = jnp.full((layers, 1, splits, skills), 1 / skills)
+    each = jnp.full(skills, 1 / skills) if shares is None else shares
+    weights = jnp.broadcast_to(each, (layers, 1, splits, skills))
     return _as_inventory(mix_adapter(inventory, weights))
 
   # These are parameters: not in an accelerator's fast float32.

@@ -13,6 +13,7 @@ from etils import epath
 
 from mhr_jax import (
   adaptation,
+  adapter_soup,
   api,
   evaluation,
   few_shot,
@@ -139,6 +140,14 @@ def adapt(
     test_split=test_split,
   )
   cells = few_shot.build_cells(tasks, few_shot_settings)
+  soups = adapter_soup.build_chooser(
+    row,
+    adaptation_settings.soup,
+    run,
+    run_dir=run_dir,
+    data_dir=data.data_dir,
+    input_length=few_shot_settings.input_length,
+  )
   where = epath.Path(folder or _few_shot_folder(run_dir, row.name))
   with Progress(len(cells), label='adapt') as progress:
     results = adaptation.adapt(
@@ -149,6 +158,7 @@ def adapt(
       _vocabulary(run, run_dir),
       settings=adaptation_settings,
       evaluate=evaluation_settings,
+      soups=soups,
       folder=where,
       progress=progress,
     )

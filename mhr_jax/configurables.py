@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from mhr_jax import commands, study, train
 from mhr_jax.adaptation import AdaptationSettings
+from mhr_jax.adapter_soup import SoupSettings
 from mhr_jax.adapters import AdapterConfig
 from mhr_jax.analysis.gradients import AlignmentSettings
 from mhr_jax.analysis.routing_statistics import RoutingStatisticsSettings
@@ -43,6 +44,7 @@ def all_configurables() -> tuple[Callable, ...]:
     LossSettings,
     MixtureSettings,
     OptimizerSettings,
+    SoupSettings,
     RoutingStatisticsSettings,
     study.FewShot,
     study.Study,

@@ -89,6 +89,7 @@ class Cell:
     batches: arrays of a batch with a leading axis of steps.
     test: the whole test set; cells of one task share it.
     held_back: the held-back shots; () without.
+    shots: all shots, the held-back ones too, once each.
     indices: of the shots within their source.
   """
 
@@ -97,6 +98,7 @@ class Cell:
   batches: Batch
   test: tuple[EvalBatch, ...]
   held_back: tuple[EvalBatch, ...]
+  shots: tuple[EvalBatch, ...]
   indices: tuple[int, ...]
 
   @property
@@ -175,12 +177,14 @@ def _build_cell(
   )
   steps = [loader.batch(step) for step in range(settings.steps)]
   held_back = ExampleSource(task.name, drawn.held_back)
+  shots = ExampleSource(task.name, drawn.train + drawn.held_back)
   return Cell(
     task=task.name,
     seed=seed,
     batches={name: np.stack([b[name] for b in steps]) for name in steps[0]},
     test=test,
     held_back=_ordered(held_back, settings, max(1, settings.held_back)),
+    shots=_ordered(shots, settings, len(shots)),
     indices=drawn.indices,
   )
 

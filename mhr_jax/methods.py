@@ -20,7 +20,7 @@ import math
 from typing import Any, Literal
 
 import jax
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import ArrayLike, Float, PRNGKeyArray, PyTree
 
 from mhr_jax import adapters as adapters_lib
 from mhr_jax import routing
@@ -51,11 +51,12 @@ class Method:
     adapt_trains: labels that train in few-shot adaptation.
     adapt_from: what adaptation starts from: the pre-trained inventory with
       new rows of routing logits, an inventory drawn anew with such rows
-      ('redrawn'), the average adapter, a fresh adapter, or the model as it is.
+      ('redrawn'), the average adapter, the average of the nearest training
+      tasks' adapters ('soup'), a fresh adapter, or the model as it is.
     zero_shot: how an unseen task is served: by the model as it is, by the
       averaged adapter, by the averaged adapter after training it a little
-      longer on the training tasks; None where it is not defined, or the same
-      as that of `pretrain_as`.
+      longer on the training tasks, by the soup that its inputs choose; None
+      where it is not defined, or the same as that of `pretrain_as`.
     summary: the method in a line.
   """
 
@@ -67,8 +68,10 @@ class Method:
   pretrain_as: str
   pretrain_trains: tuple[Label, ...]
   adapt_trains: tuple[Label, ...]
-  adapt_from: Literal['as_is', 'inventory', 'redrawn', 'average', 'fresh']
-  zero_shot: Literal['as_is', 'average', 'average_after_training', None]
+  adapt_from: Literal[
+    'as_is', 'inventory', 'redrawn', 'average', 'soup', 'fresh'
+  ]
+  zero_shot: Literal['as_is', 'average', 'average_after_training', 'soup', None]
   summary: str
 
   @property
@@ -163,6 +166,19 @@ _LORA = Method(
   summary='one adapter, shared by all tasks',
 )
 
+_PRIVATE = Method(
+  name='private',
+  inventory='per_task',
+  routing='private',
+  splits='one',
+  pretrain_as='private',
+  pretrain_trains=('adapters',),
+  adapt_trains=('adapters',),
+  adapt_from='fresh',
+  zero_shot=None,
+  summary='an adapter a task, nothing shared; new tasks start afresh',
+)
+
 _TABLE = (
   _LORA,
   dataclasses.replace(
@@ -172,17 +188,13 @@ _TABLE = (
     pretrain_as='lora_big',
     summary='lora with as many parameters as an inventory',
   ),
-  Method(
-    name='private',
-    inventory='per_task',
-    routing='private',
-    splits='one',
-    pretrain_as='private',
-    pretrain_trains=('adapters',),
-    adapt_trains=('adapters',),
-    adapt_from='fresh',
-    zero_shot=None,
-    summary='an adapter a task, nothing shared; new tasks start afresh',
+  _PRIVATE,
+  dataclasses.replace(
+    _PRIVATE,
+    name='adapter_soup',
+    adapt_from='soup',
+    zero_shot='soup',
+    summary='private, whose adapters of the nearest tasks are averaged',
   ),
   *_POLY,
   _redrawn(_POLY[0]),
@@ -260,7 +272,7 @@ def adapter_config(
     single = dataclasses.replace(single, rank=base.rank * base.n_skills)
   if method.inventory == 'single' or phase == 'average':
     return single
-  if phase == 'adapt' and method.adapt_from in ('average', 'fresh'):
+  if phase == 'adapt' and method.adapt_from in ('average', 'soup', 'fresh'):
     return single
   if method.inventory == 'per_task':
     return dataclasses.replace(single, n_skills=n_tasks, mixing='private')
@@ -285,6 +297,7 @@ def start_params(
   phase: Phase = 'adapt',
   rows: routing.RowInit = 'uniform',
   key: PRNGKeyArray | None = None,
+  shares: Float[ArrayLike, 'task'] | None = None,
 ) -> Params:
   """Returns the parameters that a phase after pre-training starts from.
 
@@ -296,6 +309,7 @@ def start_params(
     rows: how the new tasks' routing logits start (`routing.new_task_rows`).
     key: source of randomness, for new rows and adapters that are drawn; each
       array has its own by its name, so new rows are those of other methods.
+    shares: of the training tasks in a soup (`adapter_soup`).
 
   Returns:
     The backbone as it is, with the adapters and routers of the phase.
@@ -313,10 +327,16 @@ def start_params(
   adapters = params['adapters']
   if start == 'average':
     return result | {'adapters': adapters_lib.average_adapters(adapters)}
+  if start == 'soup':
+    shares = _needed(shares, 'A soup needs its shares of the training tasks.')
+    soup = adapters_lib.average_adapters(adapters, shares)
+    return result | {'adapters': soup}
   if start in ('fresh', 'redrawn'):
     linears = adapters_lib.linears_of(adapters)
     drawn = dataclasses.replace(config, targets=('.*',))
-    adapters = adapters_lib.init_adapters(_needed(key), drawn, linears)
+    adapters = adapters_lib.init_adapters(
+      _needed(key, 'Adapters that are drawn need a key.'), drawn, linears
+    )
   if start == 'fresh':
     return result | {'adapters': adapters}
   routers = routing.new_task_rows(
@@ -325,10 +345,10 @@ def start_params(
   return result | {'adapters': adapters, 'routers': routers}
 
 
-def _needed(key):
-  if key is None:
-    raise ValueError('Fresh adapters need a key.')
-  return key
+def _needed(value, otherwise):
+  if value is None:
+    raise ValueError(otherwise)
+  return value
 
 
 def parameter_counts(

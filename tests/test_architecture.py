@@ -74,7 +74,7 @@ _ROWS = (
     'train_state',
     'trainer',
   ),
-  ('adaptation', 'few_shot', 'side_by_side'),
+  ('adaptation', 'adapter_soup', 'few_shot', 'side_by_side', 'task_embeddings'),
   ('analysis.*',),
   (
     'data.registry',
