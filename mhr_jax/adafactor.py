@@ -6,6 +6,8 @@ therefore taken for each layer's slice:
 
   adapters   [layer, split, skill, in, rank]   a 4-D tensor a layer, factored
                                                over the last two axes
+  adapters   [layer, split, skill, out]        (IA)³ scales: vectors, not
+                                               factored, whatever the splits
   routers    [layer, task, split, skill]       a matrix task × (split·skill)
   routers    [task, split, skill]              one such matrix
   backbone   encoder/layers/… [layer, in, out] a matrix a layer
@@ -28,6 +30,7 @@ from mhr_jax.tree_paths import names_of
 _EPS_GRADIENT = 1e-30
 _EPS_PARAMETER = 1e-3
 _STACKED = 'layers'
+_VECTOR = 'scale'  # of a norm or of (IA)³
 
 
 class AdafactorState(NamedTuple):
@@ -61,7 +64,7 @@ def scale_by_adafactor(
 
   def init(params):
     moments = jax.tree_util.tree_map_with_path(
-      lambda path, p: _init_moments(_as_layers(names_of(path), p)), params
+      lambda path, p: _init_moments(names_of(path), p), params
     )
     return AdafactorState(jnp.zeros([], jnp.int32), moments)
 
@@ -105,8 +108,9 @@ def _as_layers(names: tuple[str, ...], x: Array) -> Array:
   return x if _STACKED in names else x[None]
 
 
-def _init_moments(x: Array) -> dict[str, Array]:
-  if x.ndim < 3:
+def _init_moments(names: tuple[str, ...], x: Array) -> dict[str, Array]:
+  x = _as_layers(names, x)
+  if x.ndim < 3 or names[-1] == _VECTOR:
     return {'full': jnp.zeros(x.shape, jnp.float32)}
   return {
     'row': jnp.zeros(x.shape[:-1], jnp.float32),

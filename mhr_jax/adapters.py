@@ -1,11 +1,13 @@
-"""Adapters: inventories of low-rank pairs, and mixing them into one pair.
+"""Adapters: inventories of them, and mixing an inventory into one adapter.
 
 The second stage of the data flow. A linear's inventory holds `n_skills`
 low-rank pairs (a, b), each cut into `n_splits` blocks of features with their
 own mixing weights. Mixing averages a and b apart, block by block, and joins
 the blocks: every example gets one plain LoRA, `y = x W + (x a) b`, with the
 scale alpha / rank already in b. With one split this is Polytropon, with one
-skill too it is LoRA.
+skill too it is LoRA. Adapters of the kind 'ia3' are vectors instead: every
+example gets one scale of the output's features, `y = (x W) · scale`. What
+the kinds differ in is in `mhr_jax.inventories`.
 
 References: Caccia et al. 2023 (arXiv:2211.03831), section 3; the authors'
 code, microsoft/mttl at c66b20d6, mttl/models/adapters.py (`SkilledLoRA`).
@@ -21,14 +23,18 @@ import jax
 from jax import numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, PyTree
 
-from mhr_jax import routing
+from mhr_jax import inventories, routing
 from mhr_jax.errors import UserError, nearest
+from mhr_jax.inventories import AdapterKind, mix_adapter
 
 Adapters = PyTree[Float[Array, '...']]
 
 
 class LinearShape(NamedTuple):
-  """A linear of the network: one in each of `layers` layers."""
+  """A linear of the network: one in each of `layers` layers.
+
+  Where it was read from (IA)³ alone, `in_features` is 0: not known.
+  """
 
   layers: int
   in_features: int
@@ -54,9 +60,10 @@ class AdapterConfig:
     n_tasks: rows of the routing logits.
     n_skills: adapters in a linear's inventory (K).
     n_splits: blocks of features with routing of their own (S); must divide
-      the input and output features of every adapted linear.
-    rank: of each low-rank pair.
-    alpha: the adapter's output is scaled by alpha / rank.
+      the input and output features of every adapted linear; of 'ia3', which
+      has no input side, the output features.
+    rank: of each low-rank pair; 'ia3' has none.
+    alpha: a low-rank pair's output is scaled by alpha / rank; 'ia3' has none.
     targets: regular expressions; a linear is adapted when one of them
       matches the whole of its path, such as 'encoder/attention/query'.
     router_scope: which linears share a router.
@@ -64,6 +71,8 @@ class AdapterConfig:
     normalisation: likewise; of the gates of a `mixing` that has gates.
     shared_skill: likewise.
     router_init: how routing logits are drawn (`routing.init_routers`).
+    kind: what an adapter is: a low-rank pair, added, or an (IA)³ scale of the
+      output's features (`mhr_jax.inventories`). Methods set it themselves.
   """
 
   n_tasks: int
@@ -77,8 +86,17 @@ class AdapterConfig:
   normalisation: routing.Normalisation = 'sum'
   shared_skill: bool = False
   router_init: routing.RouterInit = 'uniform'
+  kind: AdapterKind = 'low_rank'
 
   def __post_init__(self):
+    if self.kind not in inventories.ADAPTER_KINDS:
+      hint = nearest(self.kind, inventories.ADAPTER_KINDS)
+      raise UserError(f'There is no kind of adapter {self.kind!r}.{hint}')
+    if self.kind == 'ia3' and (self.rank, self.alpha) != (1, 1):
+      raise UserError(
+        f"kind='ia3' has no rank and no alpha, and rank={self.rank},"
+        f' alpha={self.alpha} are set: leave both out.'
+      )
     targets = self.targets
     targets = (targets,) if isinstance(targets, str) else tuple(targets)
     object.__setattr__(self, 'targets', targets)
@@ -118,6 +136,12 @@ class AdapterConfig:
   def has_routers(self) -> bool:
     """Whether the mixing weights are learned."""
     return self.mixing in routing.LEARNED_MIXINGS
+
+  def of_kind(self, kind: AdapterKind) -> 'AdapterConfig':
+    """Returns the config of another kind; 'ia3' drops rank and alpha."""
+    if kind == 'ia3':
+      return dataclasses.replace(self, kind=kind, rank=1, alpha=1.0)
+    return dataclasses.replace(self, kind=kind)
 
   def without_routing(self, n_tasks: int | None = None) -> 'AdapterConfig':
     """Returns the config of one adapter a linear, the same for all tasks.
@@ -162,18 +186,19 @@ def select_linears(
       )
     chosen |= matched
   result = {path: linears[path] for path in linears if path in chosen}
-  _check_splits(config.n_splits, result)
+  _check_splits(config, result)
   return result
 
 
-def _check_splits(n_splits, linears):
-  sizes = [
-    size
-    for linear in linears.values()
-    for size in (linear.in_features, linear.out_features)
-  ]
+def _check_splits(config, linears):
+  n_splits = config.n_splits
+  split = {
+    path: inventories.split_features(config.kind, x.in_features, x.out_features)
+    for path, x in linears.items()
+  }
+  sizes = [size for features in split.values() for size in features]
   for path, linear in linears.items():
-    if linear.in_features % n_splits or linear.out_features % n_splits:
+    if any(size % n_splits for size in split[path]):
       fits = [
         n
         for n in range(1, min(sizes) + 1)
@@ -203,26 +228,30 @@ def init_adapters(
   Returns:
     Nested dicts by path; under each, `a` [layer, split, skill, in/split,
     rank] from U(-s, s) with s = 1 / sqrt(3 in), as mttl has it, and `b`
-    [layer, split, skill, rank, out/split], zero.
+    [layer, split, skill, rank, out/split], zero; or of 'ia3' `scale` [layer,
+    split, skill, out/split], one.
 
   Raises:
     UserError: see `select_linears`.
   """
   linears = select_linears(config, linears)
-  splits, rank = config.n_splits, config.rank
-  lead = {
-    path: (x.layers, splits, config.n_skills) for path, x in linears.items()
-  }
   shapes = {
-    path: (*lead[path], linear.in_features // splits, rank)
+    f'{path}/{leaf}': (linear.layers, *shape)
     for path, linear in linears.items()
+    for leaf, shape in inventories.leaf_shapes(
+      config, linear.in_features, linear.out_features
+    ).items()
   }
-  drawn = routing.draw_by_name(key, shapes, _draw_unit)
+  if config.kind == 'ia3':
+    flat = {name: jnp.ones(shape) for name, shape in shapes.items()}
+    return traverse_util.unflatten_dict(flat, sep='/')
+  drawn = routing.draw_by_name(
+    key, {path: shapes[f'{path}/a'] for path in linears}, _draw_unit
+  )
   flat = {}
   for path, linear in linears.items():
     flat[f'{path}/a'] = drawn[path] * (3 * linear.in_features) ** -0.5
-    shape = (*lead[path], rank, linear.out_features // splits)
-    flat[f'{path}/b'] = jnp.zeros(shape)
+    flat[f'{path}/b'] = jnp.zeros(shapes[f'{path}/b'])
   return traverse_util.unflatten_dict(flat, sep='/')
 
 
@@ -231,62 +260,24 @@ def _draw_unit(key, shape):
 
 
 def list_inventories(adapters: Adapters) -> dict[str, dict[str, Array]]:
-  """Returns {path of a linear: {'a': …, 'b': …}}."""
+  """Returns {path of a linear: {'a': …, 'b': …} or {'scale': …}}."""
   flat: dict[str, Any] = traverse_util.flatten_dict(adapters, sep='/')
-  paths = dict.fromkeys(name.rpartition('/')[0] for name in flat)
-  return {p: {'a': flat[f'{p}/a'], 'b': flat[f'{p}/b']} for p in paths}
+  result: dict[str, dict[str, Array]] = {}
+  for name, leaf in flat.items():
+    path, _, kind = name.rpartition('/')
+    result.setdefault(path, {})[kind] = leaf
+  return result
 
 
 def linears_of(adapters: Adapters) -> dict[str, LinearShape]:
   """Returns the adapted linears, read from the inventories' shapes."""
-  result = {}
-  for path, inventory in list_inventories(adapters).items():
-    layers, splits, _, in_block, _ = inventory['a'].shape
-    out_block = inventory['b'].shape[-1]
-    result[path] = LinearShape(layers, splits * in_block, splits * out_block)
-  return result
-
-
-def mix_adapter(
-  inventory: Mapping[str, Float[Array, '...']],
-  weights: Float[Array, '... batch split skill'],
-  scale: float = 1.0,
-) -> dict[str, Float[Array, '...']]:
-  """Mixes one linear's inventory into one low-rank pair an example.
-
-  The same function serves all layers at once, with a leading layer axis on
-  every argument, and one layer inside the network, without.
-
-  Args:
-    inventory: `a` [..., split, skill, in/split, rank] and `b` [..., split,
-      skill, rank, out/split].
-    weights: the mixing weights; batch 1 gives one pair for all examples.
-    scale: factor on the pair's product; goes into b.
-
-  Returns:
-    `a` [..., batch, in, rank] and `b` [..., batch, rank, out].
-  """
-  weights = jnp.moveaxis(weights.astype(inventory['a'].dtype), -2, -3)
-  a = _mix_blocks(weights, inventory['a'])
-  b = _mix_blocks(weights * scale, inventory['b'])
-  *lead, splits, batch, in_block, rank = a.shape
-  a = jnp.moveaxis(a, -4, -3)
-  b = jnp.moveaxis(b, -4, -2)
   return {
-    'a': a.reshape(*lead, batch, splits * in_block, rank),
-    'b': b.reshape(*lead, batch, rank, splits * b.shape[-1]),
+    path: LinearShape(
+      len(next(iter(inventory.values()))),
+      *inventories.read_features(inventory),
+    )
+    for path, inventory in list_inventories(adapters).items()
   }
-
-
-def _mix_blocks(weights, blocks):
-  """[..., split, batch, skill] x [..., split, skill, x, y] -> [..., x, y].
-
-  One matrix product a layer and split: two to three times as fast on CPU as
-  the einsum with x and y apart, in both directions.
-  """
-  *lead, x, y = blocks.shape
-  mixed = weights @ blocks.reshape(*lead, x * y)
-  return mixed.reshape(*mixed.shape[:-1], x, y)
 
 
 def pair_with_weights(adapters: Adapters, weights: routing.Weights) -> PyTree:
@@ -297,8 +288,9 @@ def pair_with_weights(adapters: Adapters, weights: routing.Weights) -> PyTree:
     weights: mixing weights [layer, batch, split, skill] by path.
 
   Returns:
-    Nested dicts by path with {'inventory': {'a', 'b'}, 'weights': …}; every
-    leaf leads with the layer axis, so one layer's slice is such a tree too.
+    Nested dicts by path with {'inventory': {'a', 'b'} or {'scale'},
+    'weights': …}; every leaf leads with the layer axis, so one layer's slice
+    is such a tree too.
   """
   flat = {
     tuple(path.split('/')): {'inventory': inventory, 'weights': weights[path]}
@@ -368,22 +360,19 @@ def mix_adapters(
   Args:
     paired: that tree, or one layer's slice of it.
     scale: see `mix_adapter`.
-    dtype: of the result, the network's; sums are taken in the inventory's.
+    dtype: the network's (`inventories.cast_adapter`); sums are taken in the
+      inventory's.
 
   Returns:
-    Nested dicts by path with {'a', 'b'}: what the network takes.
+    Nested dicts by path with {'a', 'b'} or {'scale'}: what the network takes.
   """
   if 'inventory' in paired:
     mixed = mix_adapter(paired['inventory'], paired['weights'], scale)
-    return mixed if dtype is None else jax.tree.map(_cast(dtype), mixed)
+    return mixed if dtype is None else inventories.cast_adapter(mixed, dtype)
   return {
     name: mix_adapters(branch, scale=scale, dtype=dtype)
     for name, branch in paired.items()
   }
-
-
-def _cast(dtype):
-  return lambda x: x.astype(dtype)
 
 
 def average_adapters(
@@ -391,8 +380,8 @@ def average_adapters(
 ) -> Adapters:
   """Collapses each inventory into its average adapter (the paper's -mu).
 
-  Exact: uniform weights over the skills give the same function, because a
-  and b are averaged apart.
+  Exact: uniform weights over the skills give the same function, because
+  leaves are averaged apart.
 
   Args:
     adapters: inventories by path.
@@ -400,11 +389,11 @@ def average_adapters(
 
   Returns:
     Inventories of one skill and one split: `a` [layer, 1, 1, in, rank], `b`
-    [layer, 1, 1, rank, out].
+    [layer, 1, 1, rank, out], or `scale` [layer, 1, 1, out].
   """
 
   def average(inventory):
-    layers, splits, skills = inventory['a'].shape[:3]
+    layers, splits, skills = next(iter(inventory.values())).shape[:3]
     each = jnp.full(skills, 1 / skills) if shares is None else shares
     weights = jnp.broadcast_to(each, (layers, 1, splits, skills))
     return _as_inventory(mix_adapter(inventory, weights))
@@ -414,9 +403,9 @@ def average_adapters(
     return _map_inventories(average, adapters)
 
 
-def _as_inventory(pair):
-  """[layer, 1, in, rank] -> [layer, split=1, skill=1, in, rank]."""
-  return jax.tree.map(lambda x: x[:, None], pair)
+def _as_inventory(adapter):
+  """[layer, batch=1, …] -> [layer, split=1, skill=1, …]."""
+  return jax.tree.map(lambda x: x[:, None], adapter)
 
 
 def _map_inventories(function, adapters):
@@ -434,7 +423,7 @@ def task_adapter(
   *,
   scale: float | None = None,
 ) -> Adapters:
-  """Returns the one LoRA that a task's mixture amounts to, exactly.
+  """Returns the one adapter that a task's mixture amounts to, exactly.
 
   Args:
     params: with 'adapters' and, where routing is learned, 'routers'.
@@ -445,7 +434,7 @@ def task_adapter(
 
   Returns:
     Nested dicts by path with `a` [layer, in, rank] and `b` [layer, rank,
-    out].
+    out], or `scale` [layer, out].
   """
   adapters = params['adapters']
   with jax.default_matmul_precision('highest'):
@@ -461,17 +450,18 @@ def task_adapter(
 
 
 def adapter_logical_axes(
-  features: Mapping[str, tuple[str, str]],
+  features: Mapping[str, tuple[str, str]], kind: AdapterKind = 'low_rank'
 ) -> PyTree[tuple[str, ...]]:
   """Returns the inventories' logical axes: the structure of `init_adapters`.
 
   Args:
     features: by path of an adapted linear, the logical axes of its input and
       output features, those of its kernel.
+    kind: of the adapters.
   """
-  flat = {}
-  for path, (in_axis, out_axis) in features.items():
-    lead = ('layers', 'split', 'skill')
-    flat[f'{path}/a'] = (*lead, in_axis, 'rank')
-    flat[f'{path}/b'] = (*lead, 'rank', out_axis)
+  flat = {
+    f'{path}/{leaf}': axes
+    for path, (in_axis, out_axis) in features.items()
+    for leaf, axes in inventories.leaf_axes(kind, in_axis, out_axis).items()
+  }
   return traverse_util.unflatten_dict(flat, sep='/')

@@ -1,8 +1,8 @@
 """Fusing: a task's adapter folded into the weights of the backbone.
 
 For one task, or for the average of all skills, routed adapters amount to one
-low-rank pair a linear; `kernel + alpha / rank · a b` is a plain T5 that
-computes the same without them.
+adapter a linear: with `kernel + alpha / rank · a b`, or of (IA)³ with `kernel ·
+scale`, a plain T5 computes the same without them.
 """
 
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ def effective_adapters(
 
   Returns:
     Inventories of one split and one skill: `a` [layer, 1, 1, in, rank], `b`
-    [layer, 1, 1, rank, out].
+    [layer, 1, 1, rank, out], or `scale` [layer, 1, 1, out].
 
   Raises:
     UserError: there is no such task.
@@ -81,29 +81,49 @@ def fuse(
   """
   one = effective_adapters(bundle_params, task, added)
   flat: dict[str, Any] = traverse_util.flatten_dict(backbone, sep='/')
-  for path, pair in adapters_lib.list_inventories(one).items():
-    a, b = pair['a'][:, 0, 0], pair['b'][:, 0, 0]
+  for path, adapter in adapters_lib.list_inventories(one).items():
+    adapter = {leaf: x[:, 0, 0] for leaf, x in adapter.items()}
     stack, _, rest = path.partition('/')
     if config.scan_layers:
       name = f'{stack}/layers/{rest}/kernel'
-      flat[name] = _add(flat, name, a, b, added.scale)
+      flat[name] = _fold(flat, name, adapter, added.scale)
       continue
-    for layer in range(len(a)):
+    for layer in range(len(next(iter(adapter.values())))):
       name = f'{stack}/layers_{layer}/{rest}/kernel'
-      flat[name] = _add(flat, name, a[layer], b[layer], added.scale)
+      in_layer = {leaf: x[layer] for leaf, x in adapter.items()}
+      flat[name] = _fold(flat, name, in_layer, added.scale)
   return traverse_util.unflatten_dict(flat, sep='/')
 
 
-def _add(flat, name, a, b, scale):
+def _fold(flat, name, adapter, scale):
   kernel = flat.get(name)
-  shape = (*a.shape[:-1], b.shape[-1])
+  shape = _kernel_shape(adapter, kernel)
   if kernel is None or kernel.shape != shape:
     has = 'is absent' if kernel is None else f'is {kernel.shape}'
     raise UserError(
       f'The adapter does not fit the backbone: {name} {has}, the adapter is'
       f' for {shape}.'
     )
-  return _add_product(jnp.asarray(kernel), a, b, scale)
+  if 'scale' in adapter:
+    return _multiply(jnp.asarray(kernel), adapter['scale'])
+  return _add_product(jnp.asarray(kernel), adapter['a'], adapter['b'], scale)
+
+
+def _kernel_shape(adapter, kernel):
+  """Returns what kernel an adapter is for; (IA)³ takes any input."""
+  if 'scale' not in adapter:
+    return (*adapter['a'].shape[:-1], adapter['b'].shape[-1])
+  *lead, out = adapter['scale'].shape
+  in_features = kernel.shape[-2] if kernel is not None else 'any'
+  return (*lead, in_features, out)
+
+
+@jax.jit
+def _multiply(
+  kernel: Float[Array, '... in out'], scale: Float[Array, '... out']
+) -> Float[Array, '... in out']:
+  product = kernel.astype(jnp.float32) * scale[..., None, :]
+  return product.astype(kernel.dtype)
 
 
 @jax.jit

@@ -3,9 +3,9 @@
 Two passes with intercepted methods. One looks: it runs the model's `init` on
 abstract values and notes every linear's path, its features and the axes on
 which `nn.scan` or `nn.vmap` stack its parameters. The other applies: adapters
-are mixed in front of the model, one low-rank pair an example, and laid beside
-the kernels they belong to, so that scans slice them as they slice kernels;
-each linear then adds what its pair gives.
+are mixed in front of the model, one an example, and laid beside the kernels
+they belong to, so that scans slice them as they slice kernels; each linear's
+output then gets what its pair adds, or is multiplied by its (IA)³ scale.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,14 +21,14 @@ from jax import numpy as jnp
 from jaxtyping import Array, Int, PyTree
 
 from mhr_jax import adapters as adapters_lib
-from mhr_jax import methods, modules, routing
+from mhr_jax import inventories, methods, modules, routing
 from mhr_jax.adapters import AdapterConfig, LinearShape
 from mhr_jax.errors import UserError, nearest
 
 SCOPES = ('module', 'model')
 """The router scopes that mean something in any model."""
 
-_PAIR = 'mhr_jax_adapter'
+_ADAPTER = 'mhr_jax_adapter'
 _PROBE = 'mhr_jax_probe'
 # No axis that a transformation adds is as long as one of these.
 _PROBE_SHAPE = (10_007, 10_009, 10_037)
@@ -94,7 +94,8 @@ class RoutedModel:
 
   Its variables are the model's own, untouched, and two collections more:
   'adapters' with `a` [layer, split, skill, in/split, rank] and `b` [layer,
-  split, skill, rank, out/split] by path, and, where routing is learned,
+  split, skill, rank, out/split] by path, or of (IA)³ `scale` [layer, split,
+  skill, out/split], and, where routing is learned,
   'routers' with `routing_logits` [layer, task, split, skill] by path, or
   'routers/model' without `layer` at that scope. A linear outside of scans has
   one layer. These are the trees that the rest of this library works with.
@@ -229,8 +230,8 @@ class RoutedModel:
     n_ids = None if task_ids is None else len(task_ids)
 
     def add(module, x, y):
-      if module.get_variable('params', _PAIR) is not None:
-        return _add_pair(module, x, y, n_ids)
+      if module.get_variable('params', _ADAPTER) is not None:
+        return _apply_adapter(module, x, y, n_ids)
       if self._is_target('/'.join(module.path)):
         missing['/'.join(module.path)] = None
       return y
@@ -246,7 +247,7 @@ class RoutedModel:
       return result
     output, updated = result
     if 'params' in updated:
-      updated = {**updated, 'params': _without_pairs(updated['params'])}
+      updated = {**updated, 'params': _without_adapters(updated['params'])}
     return output, updated
 
   def _is_target(self, path):
@@ -283,10 +284,10 @@ class RoutedModel:
     modules.check_leaves(leaves, _leaf_shapes(self.config, linears))
 
   def _lay_beside(self, params, mixed):
-    """Returns the parameters with every linear's pair beside its kernel."""
-    for path, pair in adapters_lib.list_inventories(mixed).items():
+    """Returns the parameters with every linear's adapter beside its kernel."""
+    for path, adapter in adapters_lib.list_inventories(mixed).items():
       if path in self._stacks:  # else this call does not come to the linear
-        stacked = jax.tree.map(self._stacks[path].place, pair)
+        stacked = jax.tree.map(self._stacks[path].place, adapter)
         params = _insert(params, path.split('/'), stacked)
     return params
 
@@ -346,12 +347,16 @@ def _params_key(rngs):
 
 def _read_shape(leaves, path, config):
   """Returns the shape of a linear that a call does not come to."""
-  a, b = (leaves.get(f'{modules.ADAPTERS}/{path}/{x}') for x in 'ab')
-  if a is None or b is None or not a.ndim:
+  found = [
+    leaves.get(f'{modules.ADAPTERS}/{path}/{leaf}')
+    for leaf in inventories.leaf_shapes(config, 0, 0)
+  ]
+  if any(leaf is None for leaf in found) or not found[0].ndim:
     return LinearShape(0, 0, 0)  # refused, with its path
-  layers = a.shape[0]
-  pairs = max(layers * config.n_skills * config.rank, 1)
-  return LinearShape(layers, a.size // pairs, b.size // pairs)
+  layers = len(found[0])
+  adapters = max(layers * config.n_skills * config.rank, 1)
+  features = [leaf.size // adapters for leaf in found]
+  return LinearShape(layers, features[0], features[-1])
 
 
 def _leaf_shapes(config, linears):
@@ -411,11 +416,11 @@ def _on_linears(classes, act) -> Interceptor:
   return interceptor
 
 
-def _add_pair(module, x, y, n_ids):
-  return modules.add_adapter(
+def _apply_adapter(module, x, y, n_ids):
+  return modules.apply_adapter(
     y,
     x,
-    module.get_variable('params', _PAIR),
+    module.get_variable('params', _ADAPTER),
     getattr(module, 'axis', -1),
     n_ids=n_ids,
     precision=getattr(module, 'precision', None),
@@ -447,14 +452,14 @@ def _check_path(params, path):
     node = node[part]
 
 
-def _insert(tree, path, pair):
-  """Returns a tree with a pair at a path; shares all else."""
+def _insert(tree, path, adapter):
+  """Returns a tree with an adapter at a path; shares all else."""
   if not path:
-    return {**tree, _PAIR: pair}
-  return {**tree, path[0]: _insert(tree[path[0]], path[1:], pair)}
+    return {**tree, _ADAPTER: adapter}
+  return {**tree, path[0]: _insert(tree[path[0]], path[1:], adapter)}
 
 
-def _without_pairs(tree):
+def _without_adapters(tree):
   if not isinstance(tree, Mapping):
     return tree
-  return {k: _without_pairs(v) for k, v in tree.items() if k != _PAIR}
+  return {k: _without_adapters(v) for k, v in tree.items() if k != _ADAPTER}

@@ -26,6 +26,7 @@ from mhr_jax import adapters as adapters_lib
 from mhr_jax import routing
 from mhr_jax.adapters import AdapterConfig
 from mhr_jax.errors import UserError, nearest
+from mhr_jax.inventories import AdapterKind
 
 Label = Literal['backbone', 'adapters', 'routers']
 Phase = Literal['pretrain', 'average', 'adapt']
@@ -40,6 +41,7 @@ class Method:
     name: of the method.
     inventory: adapters a linear: none at all, a single one, one a task, or
       `n_skills` that the tasks share.
+    adapter: what an adapter is (`AdapterConfig.kind`).
     routing: who mixes in pre-training: nobody ('none'), one-hot by task
       ('private'), learned routing logits, or ones that are drawn wide and
       stay as they are ('random').
@@ -65,6 +67,7 @@ class Method:
   routing: Literal['none', 'private', 'learned', 'random']
   splits: Literal['one', 'many']
   rank: Literal['given', 'matched'] = 'given'
+  adapter: AdapterKind = 'low_rank'
   pretrain_as: str
   pretrain_trains: tuple[Label, ...]
   adapt_trains: tuple[Label, ...]
@@ -86,7 +89,11 @@ class Method:
 
 
 def _skill_methods(
-  name: str, splits: Literal['one', 'many'], summary: str
+  name: str,
+  splits: Literal['one', 'many'],
+  summary: str,
+  *,
+  adapter: AdapterKind = 'low_rank',
 ) -> tuple[Method, Method, Method]:
   """Returns a method with an inventory of skills, its -z and its -mu."""
   method = Method(
@@ -94,6 +101,7 @@ def _skill_methods(
     inventory='skills',
     routing='learned',
     splits=splits,
+    adapter=adapter,
     pretrain_as=name,
     pretrain_trains=('adapters', 'routers'),
     adapt_trains=('adapters', 'routers'),
@@ -201,6 +209,19 @@ _TABLE = (
   *_MHR,
   _redrawn(_MHR[0]),
   *_random_methods(_MHR[0]),
+  dataclasses.replace(
+    _LORA,
+    name='ia3',
+    adapter='ia3',
+    pretrain_as='ia3',
+    summary='(IA)³: one scale of features, shared by all tasks',
+  ),
+  *_skill_methods(
+    'poly_ia3', 'one', 'Polytropon with (IA)³ scales', adapter='ia3'
+  ),
+  *_skill_methods(
+    'mhr_ia3', 'many', 'multi-head routing of (IA)³ scales', adapter='ia3'
+  ),
   Method(
     name='full',
     inventory='none',
@@ -251,7 +272,8 @@ def adapter_config(
   Args:
     method: the method.
     base: the settings that methods share (skills, splits, rank, targets …);
-      a method ignores what it has not got, as `lora` does n_skills.
+      a method ignores what it has not got, as `lora` does n_skills and
+      `ia3` rank and alpha.
     phase: pre-training, or what follows it.
     n_tasks: of that phase; those of `base` by default.
 
@@ -261,12 +283,14 @@ def adapter_config(
     code when its `lora_rank` is raised.
 
   Raises:
-    UserError: the method has routing logits, but `base.mixing` has none.
+    UserError: the method has routing logits, but `base.mixing` has none; or
+      adapters of another kind than `base` asks for.
   """
   method = get_method(method)
   n_tasks = base.n_tasks if n_tasks is None else n_tasks
   if method.inventory == 'none':
     return None
+  base = _of_kind(base, method)
   single = base.without_routing(n_tasks)
   if method.rank == 'matched':
     single = dataclasses.replace(single, rank=base.rank * base.n_skills)
@@ -287,6 +311,17 @@ def adapter_config(
     n_splits=1 if method.splits == 'one' else base.n_splits,
     router_init='normal' if method.routing == 'random' else base.router_init,
   )
+
+
+def _of_kind(base: AdapterConfig, method: Method) -> AdapterConfig:
+  if base.kind != 'low_rank' and base.kind != method.adapter:
+    fitting = [x.name for x in METHODS.values() if x.adapter == base.kind]
+    raise UserError(
+      f'{method.name} has adapters of the kind {method.adapter!r}, and'
+      f' kind={base.kind!r} is asked for: leave kind out, or choose a method'
+      f' that has them: {", ".join(fitting)}.'
+    )
+  return base.of_kind(method.adapter)
 
 
 def start_params(

@@ -40,7 +40,7 @@ class MixInLayer:
   dtype: str
 
   def __call__(self, paired: PyTree) -> PyTree:
-    """Returns {path: {'a', 'b'}} of one layer's slice."""
+    """Returns {path: {'a', 'b'} or {'scale'}} of one layer's slice."""
     return adapters_lib.mix_adapters(
       paired, scale=self.scale, dtype=jnp.dtype(self.dtype)
     )
@@ -127,7 +127,9 @@ class RoutedT5:
       self.adapters, list_linears(self.config)
     )
     features = {path: _feature_axes(backbone, path) for path in linears}
-    axes['adapters'] = adapters_lib.adapter_logical_axes(features)
+    axes['adapters'] = adapters_lib.adapter_logical_axes(
+      features, self.adapters.kind
+    )
     if self.adapters.has_routers:
       axes['routers'] = routing.router_logical_axes(
         linears, self.adapters.router_scope
@@ -152,8 +154,9 @@ class RoutedT5:
         noise depends; default 0, 1, 2 ….
 
     Returns:
-      By path {'a' [layer, batch, in, rank], 'b' [layer, batch, rank, out]};
-      batch is 1 where all examples share one pair; None without adapters.
+      By path {'a' [layer, batch, in, rank], 'b' [layer, batch, rank, out]}, or
+      of (IA)³ {'scale' [layer, batch, out]}; batch is 1 where all examples
+      share one adapter; None without adapters.
 
     Raises:
       UserError: the adapters depend on the task and there are no task ids.

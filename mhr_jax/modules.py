@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 import numpy as np
 
 from mhr_jax import adapters as adapters_lib
-from mhr_jax import methods, routing
+from mhr_jax import inventories, methods, routing
 from mhr_jax.adapters import AdapterConfig, LinearShape
 from mhr_jax.errors import UserError
 from mhr_jax.t5 import layers
@@ -42,9 +42,9 @@ class RoutedDense(nn.DenseGeneral, kw_only=True):
   `bias`, drawn from the same random numbers.
 
   Beside 'params' there are two collections: 'adapters' with `a` [split,
-  skill, in/split, rank] and `b` [split, skill, rank, out/split], where the
-  features of several axes are counted in row-major order, as the input has
-  them; and, where routing is learned, 'routers' with `routing_logits` [task,
+  skill, in/split, rank] and `b` [split, skill, rank, out/split], or of (IA)³
+  `scale` [split, skill, out/split], where the features of several axes are
+  counted in row-major order, as the input has them; and, where routing is learned, 'routers' with `routing_logits` [task,
   split, skill]. Both are at least float32, whatever `param_dtype` is. Inside
   `nn.scan` list them in `variable_axes`, as 'params' are.
 
@@ -68,7 +68,9 @@ class RoutedDense(nn.DenseGeneral, kw_only=True):
     *,
     example_index: Int[Array, 'batch'] | None = None,
   ) -> Float[Array, 'batch *out']:
-    """Returns x·W + bias, plus what each example's adapter adds.
+    """Returns x·W + bias, plus what each example's low-rank pair adds.
+
+    An (IA)³ scale multiplies the whole output instead, the bias with it.
 
     Args:
       inputs: [batch, ..., in]. Where a batch has several rows an example, as
@@ -100,11 +102,11 @@ class RoutedDense(nn.DenseGeneral, kw_only=True):
       example_index=example_index,
     )
     mixed = adapters_lib.mix_adapters(paired, scale=config.scale)[_LINEAR]
-    pair = jax.tree.map(lambda x: x[0], mixed)
-    return add_adapter(
+    adapter = jax.tree.map(lambda x: x[0], mixed)
+    return apply_adapter(
       y,
       inputs,
-      pair,
+      adapter,
       self.axis,
       n_ids=None if task_ids is None else len(task_ids),
       precision=self.precision,
@@ -126,9 +128,10 @@ class RoutedDense(nn.DenseGeneral, kw_only=True):
 
   def _variables(self, name, config, linear):
     """Returns adapters and routers as trees of one linear and one layer."""
-    leaves = [(ADAPTERS, 'a'), (ADAPTERS, 'b')]
-    if config.has_routers:
-      leaves.append((ROUTERS, routing.LOGITS))
+    shapes = leaf_shapes(config, linear)
+    leaves = [
+      (ROUTERS if leaf == routing.LOGITS else ADAPTERS, leaf) for leaf in shapes
+    ]
     drawn = {}
     if not all(self.has_variable(*leaf) for leaf in leaves):
       drawn = self._draw(name, config, linear)
@@ -139,7 +142,6 @@ class RoutedDense(nn.DenseGeneral, kw_only=True):
     if self.has_variable(ROUTERS, routing.LOGITS):
       logits = self.get_variable(ROUTERS, routing.LOGITS)
       tree[ROUTERS][routing.LOGITS] = logits
-    shapes = leaf_shapes(config, linear)
     check_leaves(
       {f'{c}/{name}/{x}': value for c in tree for x, value in tree[c].items()},
       {f'{c}/{name}/{leaf}': shapes[leaf] for c, leaf in leaves},
@@ -170,14 +172,13 @@ class RoutedDense(nn.DenseGeneral, kw_only=True):
 def leaf_shapes(
   config: AdapterConfig, linear: LinearShape
 ) -> dict[str, tuple[int, ...]]:
-  """Returns the shapes of one layer's `a`, `b` and `routing_logits`."""
-  splits, skills, rank = config.n_splits, config.n_skills, config.rank
-  shapes: dict[str, tuple[int, ...]] = {
-    'a': (splits, skills, linear.in_features // splits, rank),
-    'b': (splits, skills, rank, linear.out_features // splits),
-  }
+  """Returns the shapes of one layer's adapters and `routing_logits`."""
+  shapes = inventories.leaf_shapes(
+    config, linear.in_features, linear.out_features
+  )
   if config.has_routers:
-    shapes[routing.LOGITS] = (config.n_tasks, splits, skills)
+    logits = (config.n_tasks, config.n_splits, config.n_skills)
+    shapes[routing.LOGITS] = logits
   return shapes
 
 
@@ -267,25 +268,27 @@ def _positive(axis, ndim):
   return tuple(sorted(i % ndim for i in axis))
 
 
-def add_adapter(
+def apply_adapter(
   y: Float[Array, 'batch *out'],
   x: Float[Array, 'batch *rest'],
-  pair: Mapping[str, Float[Array, '...']],
+  adapter: Mapping[str, Float[Array, '...']],
   axis: int | Sequence[int] = -1,
   *,
   n_ids: int | None = None,
   precision: Any = None,
   name: str = _LINEAR,
 ) -> Float[Array, 'batch *out']:
-  """Adds each example's (x·a)·b to a linear's output.
+  """Adds each example's (x·a)·b to a linear's output, or scales the output.
 
   Args:
     y: what the linear gave, with the features last.
     x: what it was given.
-    pair: 'a' [batch or 1, in, rank] and 'b' [batch or 1, rank, out]; features
-      of several axes in row-major order, as x has them.
+    adapter: 'a' [batch or 1, in, rank] and 'b' [batch or 1, rank, out], or
+      'scale' [batch or 1, out]; features of several axes in row-major order,
+      as x and y have them.
     axis: of x, that the linear sums over.
-    n_ids: how many task ids there were; without any, one pair may serve all.
+    n_ids: how many task ids there were; without any, one adapter may serve
+      all.
     precision: of the linear; the adapter's products have it too.
     name: of the linear, for the error.
 
@@ -295,7 +298,7 @@ def add_adapter(
   contracted = _positive(axis, x.ndim)
   rest, in_features = split_shape(x.shape, axis)
   rows = rest[0] if rest and 0 not in contracted else 1
-  batch = pair['a'].shape[0]
+  batch = len(next(iter(adapter.values())))
   fitting = (1, rows) if n_ids is None else (rows,)
   n_ids = batch if n_ids is None else n_ids
   if n_ids not in fitting:
@@ -305,10 +308,14 @@ def add_adapter(
       ' rows, repeat its id (jnp.repeat); where the first axis is not the'
       ' examples, leave this linear out of the targets.'
     )
+  if inventories.SCALE in adapter:
+    scale = adapter[inventories.SCALE]
+    grouped = y.reshape(rows, -1, scale.shape[-1])
+    return layers.apply_scale(grouped, scale).reshape(y.shape)
   x = jnp.moveaxis(x, contracted, range(-len(contracted), 0))
   x = x.astype(y.dtype).reshape(rows, -1, in_features)
   with _precision(precision):
-    added = layers.apply_adapter(x, pair['a'], pair['b'])
+    added = layers.apply_adapter(x, adapter['a'], adapter['b'])
   return y + added.reshape(y.shape)
 
 

@@ -26,7 +26,8 @@ LABELS = ('backbone', 'adapters', 'routers')
 OptimizerName = Literal['adamw', 'adafactor', 'sgd']
 ScheduleName = Literal['linear', 'cosine', 'constant']
 
-# Norm scales and biases do not decay, as in the reference's parameter groups.
+# Norm scales and biases do not decay, as in the reference's parameter groups;
+# nor do scales of (IA)³, which would go to 0, where the linear is switched off.
 _UNDECAYED_LEAVES = ('scale', 'bias')
 
 
@@ -71,7 +72,7 @@ class OptimizerSettings:
     warmup_steps: steps from 0 up to the peak; None takes `warmup_proportion`.
     warmup_proportion: share of all steps, rounded down.
     weight_decay: decoupled, times the learning rate; by label as above. Norm
-      scales and biases never decay.
+      scales, biases and (IA)³ scales never decay.
     clip_norm: bound of the norm over all gradients together; None for none.
     b1: AdamW's first decay rate; SGD's momentum is `momentum`.
     b2: AdamW's second decay rate.

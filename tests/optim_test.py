@@ -17,7 +17,10 @@ _SHAPES = {
     },
     'token_embedder': {'embedding': (7, 5)},
   },
-  'adapters': {'query': {'a': (2, 2, 3, 5, 2), 'b': (2, 2, 3, 2, 4)}},
+  'adapters': {
+    'query': {'a': (2, 2, 3, 5, 2), 'b': (2, 2, 3, 2, 4)},
+    'key': {'scale': (2, 2, 3, 4)},
+  },
   'routers': {
     'query': {'routing_logits': (2, 6, 2, 3)},
     'model': {'routing_logits': (6, 2, 3)},
@@ -75,7 +78,7 @@ def _adafactor_loop(*, steps, rates, scale_parameter, decay):
       p = params[name]
       beta = 1 - t**-0.8
       square = g**2 + 1e-30
-      if p.ndim >= 2:
+      if p.ndim >= 2 and "'scale'" not in name:
         r = row.get(name, 0.0) * beta + (1 - beta) * square.mean(-1)
         c = col.get(name, 0.0) * beta + (1 - beta) * square.mean(-2)
         row[name], col[name] = r, c

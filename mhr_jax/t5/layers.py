@@ -1,7 +1,7 @@
 """The parts of a T5 layer: dense, norm, attention, feed-forward, positions.
 
-A dense layer may be handed one low-rank adapter an example; these modules
-know adapters only as arrays.
+A dense layer may be handed one adapter an example, a low-rank pair or an (IA)³
+scale; these modules know adapters only as arrays.
 
 Parameter names and initialisers are those of T5X's T5 1.1
 (t5x/examples/t5/layers.py), so that its checkpoints map leaf by leaf.
@@ -21,7 +21,8 @@ import numpy as np
 
 from mhr_jax.t5 import config as config_lib
 
-Adapter = Mapping[str, Array]  # {'a': [B, in, rank], 'b': [B, rank, out]}
+# {'a': [B, in, rank], 'b': [B, rank, out]} or {'scale': [B, out]}
+Adapter = Mapping[str, Array]
 Adapters = Mapping[str, Any]  # adapters of a layer or sublayer, nested by name
 KeysValues = tuple[Array, Array]  # each [batch, heads, length, head_dim]
 
@@ -62,6 +63,26 @@ def apply_adapter(
   return ((grouped @ a) @ b).reshape(rows, length, b.shape[-1])
 
 
+def apply_scale(
+  y: Float[Array, 'rows length out'], scale: Float[Array, 'batch out']
+) -> Float[Array, 'rows length out']:
+  """Returns y with its features multiplied: (IA)³.
+
+  Args:
+    y: a layer's output; rows are grouped as those of `apply_adapter`.
+    scale: of the features, one for each group of rows; may be of a wider dtype
+      than y, in which the product is then taken.
+
+  Returns:
+    The product in y's dtype.
+  """
+  rows, length, features = y.shape
+  if scale.shape[0] == 1:
+    return (y * scale[0]).astype(y.dtype)
+  grouped = y.reshape(scale.shape[0], -1, features) * scale[:, None]
+  return grouped.astype(y.dtype).reshape(rows, length, features)
+
+
 def matmul(
   x: Float[Array, '*rows in'], kernel: Float[Array, 'in out']
 ) -> Float[Array, '*rows out']:
@@ -93,13 +114,15 @@ class Dense(nn.Module):
     x: Float[Array, 'rows length in'],
     adapter: Adapter | None = None,
   ) -> Float[Array, 'rows length out']:
-    """Returns x·W, plus what the adapter adds."""
+    """Returns x·W plus what a low-rank pair adds, or times an (IA)³ scale."""
     shape = (x.shape[-1], self.features)
     kernel = self.param('kernel', self.kernel_init, shape, jnp.float32)
     x = x.astype(self.dtype)
     y = matmul(x, kernel.astype(self.dtype))
     if adapter is None:
       return y
+    if 'scale' in adapter:
+      return apply_scale(y, adapter['scale'])
     return y + apply_adapter(x, adapter['a'], adapter['b'])
 
 

@@ -1,7 +1,7 @@
 """The T5 encoder-decoder on token ids.
 
-Adapters are arrays handed in, one low-rank pair an example and linear, stacked
-over layers; how they were made is nobody's business here. The same modules
+Adapters are arrays handed in, one adapter an example and linear, stacked over
+layers; how they were made is nobody's business here. The same modules
 serve training (`T5.__call__`) and decoding one position at a time with a cache
 (`T5.start_cache`, `T5.decode_step`; see `mhr_jax.t5.decoding`).
 """
@@ -65,16 +65,17 @@ class T5(nn.Module):
 
   `adapters` is {'encoder': {'attention': {'query': {'a': …, 'b': …}, …}, …},
   'decoder': …}, with a [layers, batch, in, rank] and b [layers, batch, rank,
-  out], the scale already in b. Batch is 1, or divides the rows, each adapter
-  then serving a group of contiguous rows. A linear that is not in it has no
+  out], the scale already in b; of (IA)³ {'scale': …} with scale [layers, batch,
+  out]. Batch is 1, or divides the rows, each adapter then serving a group of
+  contiguous rows. A linear that is not in it has no
   adapter; None means none at all.
 
   Attributes:
     config: the backbone.
     layer_adapters: applied inside each layer to its slice (axis 0 taken away)
       of `adapters['encoder']` or `adapters['decoder']`; must return
-      {sublayer: {linear: {'a': …, 'b': …}}}. Mixing in the layer is done
-      here; then only products with the backbone's kernels are kept for the
+      {sublayer: {linear: {'a': …, 'b': …} or {'scale': …}}}. Mixing in the
+      layer is done here; then only products with the backbone's kernels are kept for the
       backward pass.
   """
 

@@ -96,7 +96,8 @@ class _Stack(nn.Module):
 
   Attributes:
     config: the backbone.
-    layer_adapters: maps a layer's slice of the adapters to {path: {a, b}}.
+    layer_adapters: maps a layer's slice of the adapters to {path: {a, b}} or
+      {path: {scale}}.
   """
 
   config: config_lib.T5Config
