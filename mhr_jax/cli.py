@@ -196,8 +196,40 @@ def _add_run_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
   report.add_argument('--output', metavar='FILE')
   show = add('show', _run_show, 'print the resolved configuration', gin=True)
   show.add_argument('files', nargs='*', metavar='FILE.gin')
-  add('study', _run_study, 'compare methods: train, adapt, report', gin=True)
+  study = add(
+    'study', _run_study, 'compare methods: train, adapt, report', gin=True
+  )
+  study.add_argument('files', nargs='*', metavar='STUDY.gin')
   add('doctor', _run_doctor, 'say what this environment can do', gin=False)
+  _add_methods_command(
+    add('methods', _run_methods, 'list methods; count parameters', gin=True)
+  )
+
+
+def _add_methods_command(command: argparse.ArgumentParser) -> None:
+  command.add_argument(
+    '--model',
+    action='append',
+    default=[],
+    metavar='NAME',
+    help='such as t5_1_1_xl; repeatable; default: Large, XL and XXL',
+  )
+  for name, text in (
+    ('n_tasks', 'in pre-training; default: 1'),
+    ('rank', 'of a low-rank adapter; default: 1'),
+    ('n_skills', 'adapters of an inventory; default: 8'),
+    ('n_splits', 'of multi-head routing; default: 8'),
+  ):
+    command.add_argument(f'--{name}', type=int, help=text)
+  command.add_argument(
+    '--targets',
+    action='append',
+    metavar='REGEX',
+    help='linears to adapt; repeatable; default: all',
+  )
+  command.add_argument(
+    '--format', choices=('table', 'markdown', 'json'), default='table'
+  )
 
 
 def _add_conversion_commands(
@@ -241,8 +273,8 @@ def _add_conversion_commands(
       help='t5x: its state too, to resume from; run has it anyway',
     )
     command.epilog = (
-      'formats: native, peft-poly, peft-lora, hf (transformers), t5x, stablehlo,'
-      ' run (for our trainer)'
+      'formats: native, peft-poly, peft-lora, peft-ia3, hf (transformers), t5x,'
+      ' stablehlo, run (for our trainer)'
     )
 
 
@@ -433,7 +465,7 @@ def _run_show(options: argparse.Namespace) -> None:
 def _run_study(options: argparse.Namespace) -> None:
   from mhr_jax import study
 
-  configuration = _configure(options)
+  configuration = _configure(options, options.files)
   given = {'command': options.command_line}
   resolved = configuration.resolve(study.study, given=(*given, 'config_text'))
   configuration.call(study.study, config_text=resolved.to_text(), **given)
@@ -445,6 +477,20 @@ def _run_doctor(options: argparse.Namespace) -> None:
 
   for line in doctor.to_text(doctor.examine()):
     print(line, flush=True)
+
+
+def _run_methods(options: argparse.Namespace) -> None:
+  from mhr_jax import method_table
+
+  given = {'n_tasks': 1}
+  for name in ('n_tasks', 'rank', 'n_skills', 'n_splits', 'targets'):
+    if getattr(options, name) is not None:
+      given[name] = getattr(options, name)
+  configured = None
+  if options.gin_file or options.bindings:
+    configured = _configure(options)
+  models, base = method_table.choose_settings(options.model, given, configured)
+  method_table.print_methods(models, base, options.format)
 
 
 if __name__ == '__main__':

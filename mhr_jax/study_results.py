@@ -1,231 +1,264 @@
-"""The results of a study: one file a cell, `results.json`, a table.
-
-`results.json`:
+"""What the cells of a study amount to: the content of `results.json`.
 
     {"suite": "skills", "metric": "exact_match", "seeds": [0, 1, 2],
-     "untrained": x, "untrained_by_phase": {"multi_task": x, …},
+     "mean_over": "instances",
+     "untrained": x, "untrained_by_phase": {"multi_task": {"mean": x, …}, …},
      "baselines": {"copy": {"zero_shot": {"mean": x, "tasks": {…}}, …}},
      "methods": {"mhr": {"trainable_parameters": n,
-       "multi_task": {"mean": x, "values": [x, …], "sd": x,
-         "interval": [x, x], "gain": {…}, "over_shuffled": {…},
+       "multi_task": {"mean": x, "median": x, "values": [x, …], "sd": x,
+         "interval": [x, x], "bootstrap": [x, x], "values_over": "seeds",
+         "gain": {…}, "over_shuffled": {…}, "mean_over_tasks": x,
+         "categories": {…}, "mean_over_categories": x, "others": {…},
+         "median_then_mean": {"mean": x, "sd": x, "medians": {…}},
          "tasks": {…}},
-       "zero_shot": …, "few_shot": …}}}
+       "zero_shot": …, "few_shot": …,
+       "alignment": {"effective/last": {"mean": x, …}, …}}},
+     "comparisons": [{"claim": "…", "left": "mhr", "right": "poly",
+       "phase": "few_shot", "over_seeds": {…}, "over_seeds_and_tasks": {…}}]}
 
-Scores are from 0 to 100. A cell that is undefined for a method is null, never
-a number copied from another one. `untrained` is the backbone alone on the
+Scores are from 0 to 100. What is undefined for a method is null, never a
+number copied from another one. `untrained` is the backbone alone on the
 few-shot test set; `trainable_parameters` are those that few-shot adaptation
 trains. `gain` is over the backbone alone, with its 95 % interval over seeds
 (of one backbone); `over_shuffled` over the same runs with shuffled task ids.
+`values` are one a pre-training; where there is one pre-training and several
+draws of few-shot examples, one a draw, and `values_over` says so.
 """
 
-from collections.abc import Callable, Mapping
-import dataclasses
+from collections.abc import Mapping, Sequence
+import itertools
 from typing import Any
 
-from etils import epath
 import numpy as np
-from rich import console as rich_console
-from rich import table as rich_table
 
 from mhr_jax import aggregation, run_files
-from mhr_jax.analysis import report_tables
-from mhr_jax.scores import Scores
+from mhr_jax.study_cells import Cells, CellScores
+from mhr_jax.study_settings import (
+  PHASES,
+  SHUFFLED,
+  UNTRAINED,
+  Comparison,
+  Study,
+  alignment_phases,
+)
 
-SHUFFLED = ', shuffled task ids'
-PHASES = ('multi_task', 'zero_shot', 'few_shot')
-CELLS_FOLDER = 'cells'
-
-Baseline = Mapping[str, Mapping[str, float]]  # phase, task
-Key = tuple[str, str, int]  # method (a row of the table), phase, seed
-
-
-@dataclasses.dataclass(frozen=True)
-class CellScores:
-  """What one cell came to.
-
-  Attributes:
-    score: the metric's mean over all instances.
-    tasks: its mean by task.
-    trainable_parameters: of few-shot adaptation; None elsewhere.
-  """
-
-  score: float
-  tasks: Mapping[str, float]
-  trainable_parameters: int | None = None
-
-  @classmethod
-  def of(cls, found: Scores, metric: str) -> 'CellScores':
-    """Takes one metric out of the scores of an evaluation."""
-    return cls(found.overall[metric], found.of_tasks(metric))
-
-  @classmethod
-  def of_tasks(
-    cls,
-    overall: Mapping[str, Mapping[str, float]],
-    metric: str,
-    *,
-    trainable_parameters: int,
-  ) -> 'CellScores':
-    """Joins tasks that were evaluated apart, by the number of instances."""
-    weights = [of['instances'] for of in overall.values()]
-    tasks = {task: of[metric] for task, of in overall.items()}
-    score = float(np.average(list(tasks.values()), weights=weights))
-    return cls(score, tasks, trainable_parameters)
+_ALIGNMENT = 'alignment/'
 
 
-class StudyResults:
-  """Cells as they come in, and what they amount to."""
+def to_results(study: Study, cells: Cells) -> dict[str, Any]:
+  """Returns the content of `results.json`, of the cells that were run."""
+  found = _Results(study, cells)
+  untrained = {phase: found.untrained(phase) for phase in PHASES}
+  results = {
+    'suite': study.suite,
+    'metric': study.metric,
+    'seeds': study.seeds,
+    'mean_over': study.mean_over,
+    'untrained': untrained['few_shot']['mean'],
+    'untrained_by_phase': untrained,
+    'baselines': _baselines(study),
+    'methods': {row: found.row(row) for row in found.rows()},
+    'comparisons': [found.compare(one) for one in found.comparisons()],
+  }
+  return run_files.to_json_value(results)
 
-  def __init__(
-    self,
-    run_dir: epath.PathLike,
-    *,
-    suite: str,
-    metric: str,
-    seeds: tuple[int, ...],
-    methods: tuple[str, ...],
-    baselines: Mapping[str, Baseline],
-    console: rich_console.Console | None = None,
-  ):
-    """Starts with no cells; those on disk are read when they are asked for.
 
-    Args:
-      run_dir: the study's folder.
-      suite: its name.
-      metric: what the scores are.
-      seeds: in the order of the values.
-      methods: in the order of the rows.
-      baselines: scores of something else, by name, phase and task.
-      console: where to print.
-    """
-    self._run_dir = epath.Path(run_dir)
-    self._facts = {'suite': suite, 'metric': metric, 'seeds': list(seeds)}
-    self._seeds = seeds
-    self._methods = methods
-    self._baselines = baselines
-    self._console = console or rich_console.Console()
-    self._cells: dict[Key, CellScores] = {}
-
-  def say(self, text: str) -> None:
-    """Prints a line for people."""
-    self._console.print(text, markup=False, highlight=False)
-
-  def run(self, key: Key, cell: Callable[[], CellScores]) -> None:
-    """Runs a cell unless its result is on disk; keeps the result there."""
-    row, phase, seed = key
-    name = f'{row}-{phase}-seed{seed}.json'.replace(', ', '-').replace(' ', '_')
-    path = self._run_dir / CELLS_FOLDER / name
-    if path.exists():
-      self._cells[key] = CellScores(**run_files.read_json(path))
-      return
-    self._cells[key] = cell()
-    run_files.write_json(path, self._cells[key])
-    self.say(f'{row}, {phase}, seed {seed}: {self._cells[key].score:.1f}')
-
-  def to_json(self) -> dict[str, Any]:
-    """Returns the content of `results.json`."""
-    untrained = {
-      phase: self._cells['untrained', phase, self._seeds[0]] for phase in PHASES
+def _baselines(study: Study) -> dict[str, Any]:
+  return {
+    name: {
+      phase: {'mean': float(np.mean(list(tasks.values()))), 'tasks': tasks}
+      for phase, tasks in phases.items()
     }
-    baselines = {
-      name: {
-        phase: {'mean': float(np.mean(list(tasks.values()))), 'tasks': tasks}
-        for phase, tasks in phases.items()
-      }
-      for name, phases in self._baselines.items()
-    }
-    return {
-      **self._facts,
-      'untrained': untrained['few_shot'].score,
-      'untrained_by_phase': {
-        phase: {'mean': cell.score, 'tasks': cell.tasks}
-        for phase, cell in untrained.items()
-      },
-      'baselines': baselines,
-      'methods': {row: self._row(row, untrained) for row in self._rows()},
-    }
+    for name, phases in study.baselines.items()
+  }
 
-  def _rows(self) -> list[str]:
+
+class _Results:
+  """The cells of a study, by row and phase."""
+
+  def __init__(self, study: Study, cells: Cells):
+    self._study = study
+    self._cells = cells.scores
+    self._alignment = cells.alignment
+
+  def rows(self) -> list[str]:
     """Returns the rows: methods, each followed by its shuffled form."""
-    found = {row for row, _, _ in self._cells} - {'untrained'}
+    found = {row for row, _, _ in self._cells} - {UNTRAINED}
     ordered = []
-    for method in self._methods:
+    for method in self._study.methods:
       ordered += [r for r in (method, f'{method}{SHUFFLED}') if r in found]
     return ordered
 
-  def _row(
-    self, row: str, untrained: Mapping[str, CellScores]
-  ) -> dict[str, Any]:
+  def untrained(self, phase: str) -> dict[str, Any]:
+    """Returns the backbone's score in a phase."""
+    cell = self._cells[UNTRAINED, phase, self._study.seeds[0]]
+    return {'mean': self._score(cell), 'tasks': cell.tasks}
+
+  def row(self, row: str) -> dict[str, Any]:
+    """Returns all that is known of a row."""
     counts = {
       cell.trainable_parameters
       for key, cell in self._cells.items()
       if key[0] == row and cell.trainable_parameters is not None
     }
-    return {
-      'trainable_parameters': max(counts, default=None),
-      **{
-        phase: self._summary(row, phase, untrained[phase]) for phase in PHASES
-      },
+    found: dict[str, Any] = {'trainable_parameters': max(counts, default=None)}
+    found |= {phase: self._summary(row, phase) for phase in PHASES}
+    alignment = {
+      phase.removeprefix(_ALIGNMENT): _spread(self.scores(row, phase))
+      for phase in self._alignment_phases(row)
     }
+    return found | ({'alignment': alignment} if alignment else {})
 
-  def _summary(
-    self, row: str, phase: str, untrained: CellScores
-  ) -> dict[str, Any] | None:
-    cells = self._of_seeds(row, phase)
-    if not cells:
-      return None
-    scores = {seed: cell.score for seed, cell in cells.items()}
-    summary = aggregation.summarise(list(scores.values()))
-    found = {
-      'mean': summary.mean,
-      'values': summary.values,
-      'sd': summary.sd,
-      'interval': [summary.low, summary.high],
-      'gain': _difference(scores, dict.fromkeys(scores, untrained.score)),
-    }
-    shuffled = self._of_seeds(f'{row}{SHUFFLED}', phase)
-    if shuffled:
-      without = {seed: cell.score for seed, cell in shuffled.items()}
-      found['over_shuffled'] = _difference(scores, without)
-    found['tasks'] = {
-      task: float(np.mean([cell.tasks[task] for cell in cells.values()]))
-      for task in next(iter(cells.values())).tasks
-    }
-    return found
+  def _alignment_phases(self, row: str) -> list[str]:
+    """Returns what was measured of a row's gradients, in all seeds."""
+    names = [
+      set(of) for (name, _), of in self._alignment.items() if name == row
+    ]
+    common = set.intersection(*names) if names else set()
+    return [f'{_ALIGNMENT}{name}' for name in sorted(common)]
 
-  def _of_seeds(self, row: str, phase: str) -> dict[int, CellScores]:
+  def of_seeds(self, row: str, phase: str) -> dict[int, CellScores]:
+    """Returns the cells of a row and phase, by pre-training seed."""
+    if row == UNTRAINED:
+      cell = self._cells.get((row, phase, self._study.seeds[0]))
+      return {} if cell is None else dict.fromkeys(self._study.seeds, cell)
     return {
       seed: self._cells[row, phase, seed]
-      for seed in self._seeds
+      for seed in self._study.seeds
       if (row, phase, seed) in self._cells
     }
 
-  def write(self) -> epath.Path:
-    """Writes `results.json` and returns its path."""
-    path = self._run_dir / run_files.RESULTS_FILE
-    run_files.write_json(path, self.to_json())
-    return path
+  def units(self, row: str, phase: str) -> dict[Any, CellScores]:
+    """Returns what intervals are over: pre-trainings, or one's draws."""
+    cells = self.of_seeds(row, phase)
+    if len(self._study.seeds) == 1 and cells and self._has_draws(phase):
+      cell = next(iter(cells.values()))
+      draws = self._study.few_shot.draws
+      return cell.by_draw() or {str(draw): cell for draw in draws}
+    return dict(cells)
 
-  def print_tables(self) -> None:
-    """Prints the report's tables of scores, the long ones left out."""
-    for table in report_tables.score_tables([], self.to_json()):
-      if not table.folded:
-        self._console.print(_to_rich(table))
+  def _has_draws(self, phase: str) -> bool:
+    return phase == 'few_shot' and len(self._study.few_shot.draws) > 1
+
+  def scores(self, row: str, phase: str) -> dict[Any, float]:
+    """Returns one number a seed (or draw), of scores or of alignment."""
+    if phase.startswith(_ALIGNMENT):
+      name = phase.removeprefix(_ALIGNMENT)
+      return {
+        seed: self._alignment[row, seed][name]
+        for seed in self._study.seeds
+        if name in self._alignment.get((row, seed), {})
+      }
+    return {
+      unit: self._score(cell) for unit, cell in self.units(row, phase).items()
+    }
+
+  def _score(self, cell: CellScores) -> float:
+    return cell.mean_over(self._study.mean_over)
+
+  def _summary(self, row: str, phase: str) -> dict[str, Any] | None:
+    units = self.units(row, phase)
+    if not units:
+      return None
+    scores = self.scores(row, phase)
+    untrained = self.untrained(phase)['mean']
+    found = _spread(scores) | {
+      'values_over': 'seeds'
+      if set(units) <= set(self._study.seeds)
+      else 'draws',
+      'gain': _gain(scores, dict.fromkeys(scores, untrained)),
+    }
+    shuffled = self.scores(f'{row}{SHUFFLED}', phase)
+    if shuffled:
+      found['over_shuffled'] = _gain(scores, shuffled)
+    return found | _by_task(list(units.values())) | self._protocol(row, phase)
+
+  def _protocol(self, row: str, phase: str) -> dict[str, Any]:
+    """The authors' way to one number: over runs first, then over data sets."""
+    runs = {
+      (seed, draw): aggregation.mean_by_group(cell.tasks, cell.categories)
+      for seed, of in self.of_seeds(row, phase).items()
+      for draw, cell in (of.by_draw() or {'': of}).items()
+    }
+    return {'median_then_mean': aggregation.median_then_mean(runs)}
+
+  def comparisons(self) -> list[Comparison]:
+    """Returns the claims that can be tested, or all pairs of methods."""
+    chosen = list(self._study.chosen_comparisons())
+    if self._study.comparisons == 'all':
+      methods = [row for row in self.rows() if SHUFFLED not in row]
+      chosen = [
+        Comparison('', left, right, phase)
+        for phase in (*PHASES, *alignment_phases())
+        for right, left in itertools.combinations(methods, 2)
+      ]
+    return [
+      one
+      for one in chosen
+      if self.scores(one.left, one.phase) and self.scores(one.right, one.phase)
+    ]
+
+  def compare(self, one: Comparison) -> dict[str, Any]:
+    """Returns a comparison and what came of it."""
+    sides = [self.scores(row, one.phase) for row in (one.left, one.right)]
+    found: dict[str, Any] = {
+      'claim': one.claim,
+      'left': one.left,
+      'right': one.right,
+      'phase': one.phase,
+      'over_seeds': aggregation.compare(*sides),
+      'over_seeds_and_tasks': None,
+    }
+    if not one.phase.startswith(_ALIGNMENT):
+      tasks = [
+        {unit: cell.tasks for unit, cell in self.units(row, one.phase).items()}
+        for row in (one.left, one.right)
+      ]
+      found['over_seeds_and_tasks'] = aggregation.compare_crossed(*tasks)
+    return found
 
 
-def _difference(
-  scores: Mapping[int, float], baseline: Mapping[int, float]
+def _spread(scores: Mapping[Any, float]) -> dict[str, Any]:
+  values = list(scores.values())
+  t = aggregation.summarise(values)
+  bootstrap = aggregation.summarise(values, interval='bootstrap')
+  return {
+    'mean': t.mean,
+    'median': t.median,
+    'values': t.values,
+    'sd': t.sd,
+    'interval': [t.low, t.high],
+    'bootstrap': [bootstrap.low, bootstrap.high],
+  }
+
+
+def _gain(
+  scores: Mapping[Any, float], baseline: Mapping[Any, float]
 ) -> dict[str, Any]:
   found = aggregation.paired_differences(scores, baseline)
   return {'mean': found.mean, 'interval': [found.low, found.high]}
 
 
-def _to_rich(table: report_tables.Table) -> rich_table.Table:
-  shown = rich_table.Table(
-    title=table.title, caption=table.note, title_justify='left'
-  )
-  for i, name in enumerate(table.header):
-    shown.add_column(name, justify='left' if i == 0 else 'right')
-  for row in table.rows:
-    shown.add_row(*row)
-  return shown
+def _by_task(cells: Sequence[CellScores]) -> dict[str, Any]:
+  """Means over seeds by task and by category, and of the other metrics."""
+  tasks = _mean_over([cell.tasks for cell in cells])
+  found: dict[str, Any] = {
+    'mean_over_tasks': float(np.mean(list(tasks.values())))
+  }
+  if cells[0].categories:
+    means = aggregation.mean_by_group(tasks, cells[0].categories)
+    found['categories'] = means
+    found['mean_over_categories'] = float(np.mean(list(means.values())))
+  others = {
+    name: _mean_over([cell.others[name] for cell in cells])
+    for name in cells[0].others
+  }
+  found['others'] = {
+    name: {'mean_over_tasks': float(np.mean(list(of.values()))), 'tasks': of}
+    for name, of in others.items()
+  }
+  return found | {'tasks': tasks}
+
+
+def _mean_over(cells: Sequence[Mapping[str, float]]) -> dict[str, float]:
+  return {task: float(np.mean([of[task] for of in cells])) for task in cells[0]}

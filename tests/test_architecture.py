@@ -85,7 +85,7 @@ _ROWS = (
   ),
   ('task_data', 'task_listing'),
   ('dry_run', 'jobs', 'train'),
-  ('commands', 'conversion', 'doctor', 'study', 'study_results'),
+  ('commands', 'conversion', 'doctor', 'study*'),
   ('configurables',),
   ('cli',),
   ('t5x.*',),

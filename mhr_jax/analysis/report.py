@@ -25,8 +25,15 @@ import jinja2
 import markupsafe
 import numpy as np
 
-from mhr_jax import aggregation, run_files
-from mhr_jax.analysis import figures, report_tables, routing, run_reading
+from mhr_jax import run_files
+from mhr_jax.analysis import (
+  figures,
+  report_tables,
+  routing,
+  run_reading,
+  study_figures,
+  study_tables,
+)
 
 _CURVES_FIRST = ('loss', 'exact_match', 'rouge_l', 'learning_rate', 'grad_norm')
 # Written for programs: they follow from other numbers, or say nothing here.
@@ -86,8 +93,8 @@ def render_report(
     summary=runs[0].facts.get('summary', '') if len(runs) == 1 else '',
     written=datetime.datetime.now().strftime('%Y-%m-%d %H:%M'),
     facts=_facts(runs, results),
-    scores=report_tables.score_tables(runs, results),
-    score_figures=_score_figures(results),
+    scores=_score_tables(runs, results),
+    score_figures=study_figures.study_figures(results or {}),
     curves=_curve_figures(runs),
     routing=_routing_sections(runs, heatmaps),
     parameters=report_tables.parameter_tables(runs),
@@ -120,44 +127,9 @@ def _facts(runs, results) -> list[tuple[str, str]]:
   ]
 
 
-# Scores
-
-
-def _score_figures(results) -> list[figures.Figure]:
-  if not results:
-    return []
-  methods = results.get('methods', {})
-  scores = {
-    title: {
-      name: (method.get(phase) or {}).get('values')
-      for name, method in methods.items()
-    }
-    for phase, title in report_tables.PHASES.items()
-    if any(
-      (method.get(phase) or {}).get('values') for method in methods.values()
-    )
-  }
-  if not scores:
-    return []
-  untrained = report_tables.untrained_by_phase(results)
-  baseline = {
-    report_tables.PHASES[phase]: value
-    for phase, value in untrained.items()
-    if value is not None
-  }
-  return [
-    figures.draw_scores(
-      scores,
-      metric=report_tables.metric_of(results),
-      intervals=_interval_of,
-      baseline=baseline,
-    )
-  ]
-
-
-def _interval_of(values: Sequence[float]) -> tuple[float, float]:
-  summary = aggregation.summarise(values)
-  return summary.low, summary.high
+def _score_tables(runs, results) -> list[report_tables.Table]:
+  tables = report_tables.score_tables(runs, results)
+  return tables + (study_tables.comparison_tables(results) if results else [])
 
 
 # Learning curves
