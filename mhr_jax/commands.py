@@ -120,7 +120,8 @@ def adapt(
     few_shot_settings: how many examples, how many seeds, how long.
     adaptation_settings: how to train.
     evaluation_settings: how to write and score texts.
-    train_split: to draw the examples from.
+    train_split: to draw the examples from; with '{seed}' in it, a split a
+      seed.
     test_split: to evaluate on.
     step: of which checkpoint; the last one by default.
     folder: gets a folder a task and seed, and `results.json`; by default
@@ -138,6 +139,7 @@ def adapt(
     found.tasks,
     train_split=train_split,
     test_split=test_split,
+    seeds=few_shot_settings.seeds,
   )
   cells = few_shot.build_cells(tasks, few_shot_settings)
   soups = adapter_soup.build_chooser(

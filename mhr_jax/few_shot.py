@@ -19,13 +19,17 @@ from mhr_jax.task_table import TaskTable
 Source = records.TaskSource | ExampleSource
 Batch = Mapping[str, np.ndarray]
 
+SEED = '{seed}'
+"""In a split's name: where the seed stands."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FewShotSettings:
   """How a few examples of a task become training batches.
 
   Attributes:
-    shots: examples of each task, held-back ones included.
+    shots: examples of each task, held-back ones included; None takes the
+      whole split, whatever its size.
     held_back: how many of the shots are for selection, not for training.
     seeds: one draw of examples, and one training, each.
     steps: of training.
@@ -38,7 +42,7 @@ class FewShotSettings:
 
   input_length: int
   target_length: int
-  shots: int = 32
+  shots: int | None = 32
   held_back: int = 0
   seeds: tuple[int, ...] = (0, 1, 2)
   steps: int = 100
@@ -60,23 +64,40 @@ class FewShotTask:
   """Where a task's examples come from.
 
   Attributes:
-    train: to draw the shots from.
+    train: to draw the shots from; or of each seed, where its shots are given.
     test: to evaluate on.
   """
 
-  train: Source
+  train: Source | Mapping[int, Source]
   test: Source
 
   def __post_init__(self):
-    if self.train.name != self.test.name:
-      raise UserError(
-        f'Shots of {self.train.name!r} cannot be tested on {self.test.name!r}.'
-      )
+    given = isinstance(self.train, Mapping)
+    for source in self.train.values() if given else (self.train,):
+      if source.name != self.test.name:
+        raise UserError(
+          f'Shots of {source.name!r} cannot be tested on {self.test.name!r}.'
+        )
 
   @property
   def name(self) -> str:
     """The task's name."""
-    return self.train.name
+    return self.test.name
+
+  def train_of(self, seed: int) -> Source:
+    """Returns what the shots of a seed are drawn from.
+
+    Raises:
+      UserError: shots are given by seed, but not of this one.
+    """
+    if not isinstance(self.train, Mapping):
+      return self.train
+    if seed not in self.train:
+      raise UserError(
+        f'{self.name!r} has no shots of seed {seed}, only of'
+        f' {", ".join(map(str, self.train))}.'
+      )
+    return self.train[seed]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,20 +134,31 @@ def open_few_shot_tasks(
   *,
   train_split: str = 'train',
   test_split: str = 'test',
+  seeds: Sequence[int] = (),
 ) -> list[FewShotTask]:
   """Opens prepared tasks for few-shot adaptation.
 
   Args:
     data_dir: the folder of all prepared data.
     tasks: the tasks' names.
-    train_split: to draw the shots from.
+    train_split: to draw the shots from; with '{seed}' in it, a split a seed,
+      for benchmarks that say which examples a seed has.
     test_split: to evaluate on.
+    seeds: all that will be asked for, where `train_split` names them.
 
   Raises:
     UserError: a task or a split is not there.
   """
+
+  def open_train(task: records.PreparedTask) -> Source | Mapping[int, Source]:
+    if SEED not in train_split:
+      return task.source(train_split)
+    return {
+      seed: task.source(train_split.replace(SEED, str(seed))) for seed in seeds
+    }
+
   return [
-    FewShotTask(task.source(train_split), task.source(test_split))
+    FewShotTask(open_train(task), task.source(test_split))
     for task in records.open_tasks(data_dir, tasks)
   ]
 
@@ -162,8 +194,10 @@ def _build_cell(
   test: tuple[EvalBatch, ...],
   settings: FewShotSettings,
 ) -> Cell:
+  train = task.train_of(seed)
+  shots = len(train) if settings.shots is None else settings.shots
   drawn = few_shot.few_shot_examples(
-    task.train, settings.shots, seed, held_back=settings.held_back
+    train, shots, seed, held_back=settings.held_back
   )
   loader = few_shot.examples_loader(
     {task.name: drawn.train},
