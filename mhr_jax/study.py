@@ -44,8 +44,8 @@ __all__ = (
 
 # What may differ when a study goes on: it changes no cell.
 _FREE = ('baselines', 'comparisons', 'mean_over', 'methods', 'seeds')
-# Mappings by method: those of other methods may come in.
-_BY_METHOD = ('few_shot.adaptation', 'alignment')
+# By method: those of other methods may come in.
+_BY_METHOD = 'few_shot.adaptation.'
 
 
 def study(
@@ -136,9 +136,7 @@ def _common(
 
 
 def _method_of(key: str) -> str:
-  """Returns 'few_shot.adaptation.mhr' of that setting's parts, or ''."""
-  for prefix in _BY_METHOD:
-    if key.startswith(f'{prefix}.'):
-      name = key.removeprefix(f'{prefix}.').partition('.')[0]
-      return f'{prefix}.{name}'
-  return ''
+  """Returns the method whose adaptation a setting is part of, or ''."""
+  if not key.startswith(_BY_METHOD):
+    return ''
+  return key.removeprefix(_BY_METHOD).partition('.')[0]

@@ -78,8 +78,6 @@ class Runner:
         pretrained.name,
         seed,
         backbone_from=str(self._backbone.run_dir),
-        alignment=self._study.alignment.get(pretrained.name),
-        routing_statistics=self._study.routing_statistics,
       )
 
     run, name = self._cells.run, pretrained.name
@@ -89,7 +87,7 @@ class Runner:
         (f'{name}{SHUFFLED}', 'multi_task', seed),
         lambda: self._multi_task(start(), seed, task_ids='shuffled'),
       )
-    if name in self._study.alignment:
+    if self._study.multi_task.alignment is not None:
       self._cells.run_alignment(
         name, seed, lambda: alignment_of(start().run_dir)
       )
@@ -243,12 +241,12 @@ class Runner:
     training: Training,
     method: str,
     seed: int,
-    *,
     **start: Any,
   ) -> train.Trained:
     """Trains, or goes on, or reads what is there; folder METHOD/seedN.
 
-    `start` says where it begins and what is measured; see `train.train`.
+    `start` says where it begins: `backbone_from` or `start_from`; a backbone
+    begins nowhere.
     """
     name = method if start else 'backbone'
     folder = self._run_dir / name / f'seed{seed}'

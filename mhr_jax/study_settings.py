@@ -8,8 +8,6 @@ from mhr_jax import methods
 from mhr_jax.adaptation import AdaptationSettings
 from mhr_jax.analysis.gradients import AlignmentSettings
 from mhr_jax.analysis.routing_statistics import RoutingStatisticsSettings
-from mhr_jax.analysis.gradients import AlignmentSettings
-from mhr_jax.analysis.routing_statistics import RoutingStatisticsSettings
 from mhr_jax.data import ordered, records
 from mhr_jax.data.mixture_settings import MixtureSettings
 from mhr_jax.errors import UserError, nearest
@@ -176,9 +174,6 @@ class Study:
     zero_shot_test: unseen tasks, described in their inputs.
     few_shot: unseen tasks, with a few examples.
     evaluation: how texts are written.
-    alignment: of the tasks' gradients, measured in pre-training, by the
-      method that is pre-trained; those it does not name go without.
-    routing_statistics: measured in pre-training where there are routers.
     metric: of `evaluation.metrics`, what is reported.
     mean_over: what the score of a phase is the mean over: all instances, the
       tasks' means, or the categories' means of tasks' means.
@@ -204,10 +199,6 @@ class Study:
   zero_shot_test: TestSet
   few_shot: FewShot
   evaluation: EvaluationSettings
-  alignment: Mapping[str, AlignmentSettings] = dataclasses.field(
-    default_factory=dict
-  )
-  routing_statistics: RoutingStatisticsSettings | None = None
   metric: str = 'exact_match'
   mean_over: MeanOver = 'instances'
   comparisons: Mapping[str, tuple[str, str, str]] | Literal['all'] = 'all'
@@ -235,12 +226,6 @@ class Study:
         "mean_over is 'instances', 'tasks' or 'categories', not"
         f' {self.mean_over!r}.'
       )
-    for name in self.alignment:
-      if methods.get_method(name).shares_pretraining:
-        raise UserError(
-          f'alignment is of pre-trainings; {name} starts from that of'
-          f' {methods.get_method(name).pretrain_as}: name that one.'
-        )
     self.chosen_comparisons()
 
   def pretrainings(self) -> tuple[str, ...]:
