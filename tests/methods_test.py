@@ -140,6 +140,7 @@ def test_every_row_is_whole():
       'lora',
       'lora_big',
       'private',
+      'adapter_soup',
       'poly',
       'poly_z',
       'poly_mu',
@@ -150,6 +151,13 @@ def test_every_row_is_whole():
       'mhr_rand',
       'random',
       'random_mu',
+      'ia3',
+      'poly_ia3',
+      'poly_ia3_z',
+      'poly_ia3_mu',
+      'mhr_ia3',
+      'mhr_ia3_z',
+      'mhr_ia3_mu',
       'full',
     ]
   )
