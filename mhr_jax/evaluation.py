@@ -1,4 +1,5 @@
-"""Evaluating a model: texts that it writes, and losses on given targets.
+"""Evaluating a model: texts that it writes, answer choices that it ranks,
+and losses on given targets.
 
 Batches are those of `data.ordered.eval_batches`: every instance exactly once,
 rows that only fill up dropped. In a run of several processes each one passes
@@ -20,11 +21,12 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Int32
 import numpy as np
 
-from mhr_jax import adapters, partitioning, scores
+from mhr_jax import adapters, partitioning, ranking, scores
 from mhr_jax.data.ordered import EvalBatch
 from mhr_jax.errors import UserError
 from mhr_jax.model import RoutedT5
 from mhr_jax.progress import Progress
+from mhr_jax.ranking import ChoiceSettings
 from mhr_jax.t5.decoding import DecodingSettings
 from mhr_jax.vocabulary import Vocabulary
 
@@ -36,9 +38,12 @@ class EvaluationSettings:
   """How instances become predictions.
 
   Attributes:
-    decoding: how texts are written.
+    decoding: how texts are written; not needed where choices are ranked.
     metrics: names of `metrics.METRICS` and `metrics.SET_METRICS`, and
-      'own_metric', by which each task is scored by the metric it names.
+      'own_metric', by which each task is scored by the metric it names. With
+      'accuracy' among them nothing is written: the predictions are the answer
+      choices that rank first.
+    choices: how answer choices are ranked.
     adapter: 'task' mixes each instance's adapter by its task's routing;
       'average' uses the average adapter for all, as for unseen tasks.
     task_ids: 'shuffled' runs each task with another task's routing: what
@@ -46,8 +51,9 @@ class EvaluationSettings:
     seed: of the shuffling and of sampled decoding.
   """
 
-  decoding: DecodingSettings
+  decoding: DecodingSettings | None = None
   metrics: tuple[str, ...] = scores.METRICS
+  choices: ChoiceSettings = ChoiceSettings()
   adapter: Literal['task', 'average'] = 'task'
   task_ids: Literal['right', 'shuffled'] = 'right'
   seed: int = 0
@@ -60,6 +66,17 @@ class EvaluationSettings:
       raise UserError(
         f"task_ids is 'right' or 'shuffled', not {self.task_ids!r}."
       )
+    if self.decoding is None and not self.ranks:
+      raise UserError(
+        f'The metrics {", ".join(self.metrics)} score texts, which need'
+        ' EvaluationSettings.decoding (DecodingSettings); the metric'
+        f' {scores.ACCURACY!r} ranks answer choices instead.'
+      )
+
+  @property
+  def ranks(self) -> bool:
+    """Whether answer choices are ranked, and no texts written."""
+    return scores.ACCURACY in self.metrics
 
 
 def derangement(n: int, seed: int) -> Int32[np.ndarray, 'n']:
@@ -108,7 +125,10 @@ def evaluate_generation(
   folder: epath.PathLike | None = None,
   progress: Progress | None = None,
 ) -> scores.Scores:
-  """Writes a text for every instance and scores it.
+  """Predicts an answer for every instance and scores it.
+
+  The answer is a text, or where the metrics ask for it the choice that ranks
+  first.
 
   Args:
     model: the model; compiled once a shape of batch.
@@ -120,7 +140,8 @@ def evaluate_generation(
     progress: is told of every batch.
 
   Raises:
-    UserError: there is nothing to evaluate, or no routing to shuffle.
+    UserError: there is nothing to evaluate, no routing to shuffle, or an
+      instance without choices to rank.
   """
   predictions = predict(
     model, params, batches, vocabulary, settings=settings, progress=progress
@@ -142,32 +163,78 @@ def predict(
   settings: EvaluationSettings,
   progress: Progress | None = None,
 ) -> list[scores.Prediction]:
-  """Writes a text for every instance; see `evaluate_generation`."""
+  """Predicts an answer for every instance; see `evaluate_generation`."""
   change_ids = _id_change(model, settings)
   if settings.adapter == 'average':
     model, params = average_model(model, params)
-  generate = _compiled_generate(
-    model, settings.decoding, replicated_like(params)
-  )
-  key = jax.random.key(settings.seed)
+  if settings.ranks:
+    start, read = _ranking(model, params, settings)
+  else:
+    start, read = _writing(model, params, settings, vocabulary)
   found: list[scores.Prediction] = []
 
-  def finish(batch: EvalBatch, tokens: jax.Array):
-    found.extend(to_predictions(batch, np.asarray(tokens), vocabulary))
+  def finish(batch: EvalBatch, result: Any):
+    found.extend(read(batch, result))
     if progress is not None:
       done = len(found)
       progress.update(done, examples=len(batch.records))
 
-  waiting: tuple[EvalBatch, jax.Array] | None = None
+  waiting: tuple[EvalBatch, Any] | None = None
   for step, batch in enumerate(batches):
-    arrays = place(change_ids(batch.arrays), params)
-    tokens = generate(params, arrays, jax.random.fold_in(key, step))
-    if waiting is not None:  # The host reads while the device writes.
+    batch = dataclasses.replace(batch, arrays=dict(change_ids(batch.arrays)))
+    result = start(step, batch)
+    if waiting is not None:  # The host reads while the device computes.
       finish(*waiting)
-    waiting = batch, tokens
+    waiting = batch, result
   if waiting is not None:
     finish(*waiting)
   return found
+
+
+# Starts the device on the batch of a step, and reads what it found.
+_Start = Callable[[int, EvalBatch], Any]
+_Read = Callable[[EvalBatch, Any], Iterable[scores.Prediction]]
+
+
+def _writing(
+  model: RoutedT5,
+  params: Params,
+  settings: EvaluationSettings,
+  vocabulary: Vocabulary,
+) -> tuple[_Start, _Read]:
+  """Returns what writes a text for every instance of a batch."""
+  assert settings.decoding is not None  # It was checked with the metrics.
+  generate = _compiled_generate(
+    model, settings.decoding, replicated_like(params)
+  )
+  key = jax.random.key(settings.seed)
+
+  def start(step, batch):
+    arrays = place(batch.arrays, params)
+    return generate(params, arrays, jax.random.fold_in(key, step))
+
+  def read(batch, tokens):
+    return to_predictions(batch, np.asarray(tokens), vocabulary)
+
+  return start, read
+
+
+def _ranking(
+  model: RoutedT5, params: Params, settings: EvaluationSettings
+) -> tuple[_Start, _Read]:
+  """Returns what ranks the answer choices of every instance of a batch."""
+  score = _compiled_score(model, replicated_like(params))
+
+  def start(step, batch):
+    del step
+    widths = ranking.choice_widths([batch])
+    return score(params, place(ranking.with_choices(batch, widths), params))
+
+  def read(batch, found):
+    log_probs, lengths = map(np.asarray, found)
+    return ranking.to_predictions(batch, log_probs, lengths, settings.choices)
+
+  return start, read
 
 
 def to_predictions(
@@ -202,6 +269,11 @@ def _id_change(
     raise UserError('The average adapter has no task ids to shuffle.')
   other = derangement(model.adapters.n_tasks, settings.seed)
   return lambda arrays: {**arrays, 'task_ids': other[arrays['task_ids']]}
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled_score(model: RoutedT5, out_sharding: NamedSharding | None):
+  return jax.jit(model.score_choices, out_shardings=out_sharding)
 
 
 @functools.lru_cache(maxsize=32)

@@ -80,8 +80,30 @@ def rouge_l(
   )
 
 
+def accuracy(
+  predictions: Sequence[str], references: Sequence[Sequence[str]]
+) -> np.ndarray:
+  """Returns 100 where a prediction is one of its references, else 0.
+
+  Letter for letter. Where answer choices are ranked, evaluation counts those
+  whose label was chosen instead; see `mhr_jax.scores`.
+
+  Args:
+    predictions: one text an instance.
+    references: the acceptable texts of each instance, at least one.
+
+  Returns:
+    float64 [instances].
+
+  Raises:
+    UserError: the lengths differ, or an instance has no reference.
+  """
+  return best_over_references(predictions, references, lambda a, b: a == b)
+
+
 METRICS: Mapping[str, InstanceMetric] = types.MappingProxyType(
   {
+    'accuracy': accuracy,
     'exact_match': exact_match,
     'rouge_l': rouge_l,
     **crossfit_metrics.INSTANCE_METRICS,

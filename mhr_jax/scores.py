@@ -19,6 +19,11 @@ from mhr_jax.errors import UserError
 METRICS = ('exact_match', 'rouge_l')
 OWN_METRIC = 'own_metric'
 """Scores each task by the metric that it names as its own."""
+ACCURACY = 'accuracy'
+"""The metric of ranked answer choices; with it come `BASELINES`."""
+BASELINES = ('chance', 'majority')
+"""Who guesses evenly among the choices, and who always takes the label that
+is right most often in the task."""
 
 # Line breaks to `str.splitlines`, though not to JSON: written as escapes.
 _LINE_BREAKS = str.maketrans(
@@ -35,9 +40,13 @@ class Prediction:
     task: name of its task.
     category: what the task is counted under, if anything.
     input: the text that was read.
-    prediction: the text that was written.
+    prediction: the text that was written, or the choice that was taken.
     references: all acceptable texts.
     metric: the task's own, of `metrics`; None where it names none.
+    choices: the texts that were ranked; () where a text was written.
+    choice_scores: of each choice; the highest was taken, of equal ones the
+      first.
+    label: index of the right choice; None without choices.
   """
 
   example_id: str
@@ -47,6 +56,27 @@ class Prediction:
   prediction: str
   references: tuple[str, ...]
   metric: str | None = None
+  choices: tuple[str, ...] = ()
+  choice_scores: tuple[float, ...] = ()
+  label: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+  """How a metric differs over the tasks of a category.
+
+  Attributes:
+    tasks: how many there are.
+    mean: over the tasks' scores.
+    median: likewise.
+    interquartile_range: the 75 % quantile minus the 25 % quantile, between
+      scores by straight lines.
+  """
+
+  tasks: int
+  mean: float
+  median: float
+  interquartile_range: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +94,8 @@ class Scores:
     tasks: as `overall`, by task.
     categories: as `overall`, by category; tasks without one are left out.
     own_metrics: which metric `own_metric` is, by task; only where asked for.
+    category_spread: over the tasks of each category, by metric. Where a
+      category is a data set and a task one template, over templates.
   """
 
   overall: Mapping[str, float]
@@ -71,6 +103,9 @@ class Scores:
   tasks: Mapping[str, Mapping[str, float]]
   categories: Mapping[str, Mapping[str, float]]
   own_metrics: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  category_spread: Mapping[str, Mapping[str, Spread]] = dataclasses.field(
+    default_factory=dict
+  )
 
   def of_tasks(self, metric: str) -> dict[str, float]:
     """Returns one metric by task."""
@@ -85,19 +120,22 @@ def score_predictions(
   Args:
     predictions: at least one.
     metrics: names of `metrics.METRICS` and `metrics.SET_METRICS`, and
-      `own_metric`.
+      `own_metric`. 'accuracy' counts the labels of ranked choices, and brings
+      'chance' and 'majority' with it.
 
   Returns:
     The scores, and by metric one number an instance, where the metric has
     any; NaN for the instances of tasks whose own metric has none.
 
   Raises:
-    UserError: there are no predictions, a metric is unknown, or a task names
-      no metric of its own.
+    UserError: there are no predictions, a metric is unknown, a task names no
+      metric of its own, or has no ranked choices.
   """
   if not predictions:
     raise UserError('There is nothing to score: no instance was evaluated.')
   members = _members([p.task for p in predictions])
+  if ACCURACY in metrics:
+    metrics = (*metrics, *BASELINES)
   measured = {name: _measure(name, predictions, members) for name in metrics}
 
   def numbers(of: Sequence[Any]) -> dict[Any, dict[str, float]]:
@@ -122,11 +160,12 @@ def score_predictions(
     },
     categories=categories,
     own_metrics=_own_metrics(predictions) if OWN_METRIC in metrics else {},
+    category_spread=_spread(predictions, measured),
   )
   values = {
     name: one.values
     for name, one in measured.items()
-    if not np.isnan(one.values).all()
+    if name not in BASELINES and not np.isnan(one.values).all()
   }
   return scores, values
 
@@ -166,6 +205,10 @@ def _measure(
   tasks = {}
   for task, rows in members.items():
     metric = own.get(task, name)
+    if metric in (ACCURACY, *BASELINES):
+      values[rows] = _rank([predictions[row] for row in rows], metric)
+      tasks[task] = float(values[rows].mean())
+      continue
     metrics_lib.check_name(metric)
     texts = [predictions[row].prediction for row in rows]
     references = [predictions[row].references for row in rows]
@@ -174,8 +217,46 @@ def _measure(
     else:
       values[rows] = metrics_lib.METRICS[metric](texts, references)
       tasks[task] = float(values[rows].mean())
-  pooled = name in metrics_lib.METRICS
+  pooled = name in metrics_lib.METRICS or name in BASELINES
   return _Measured(tasks, values, [p.task for p in predictions], pooled)
+
+
+def _rank(predictions: Sequence[Prediction], metric: str) -> np.ndarray:
+  """Returns what a task's ranked choices give, one number an instance."""
+  for prediction in predictions:
+    if not prediction.choice_scores or prediction.label is None:
+      raise UserError(
+        f'{ACCURACY!r} scores ranked answer choices, but example'
+        f' {prediction.example_id!r} of task {prediction.task!r} has none: put'
+        f' {ACCURACY!r} into EvaluationSettings.metrics when the task is'
+        ' evaluated, so that its choices are ranked.'
+      )
+  if metric == 'chance':
+    return np.array([100.0 / len(p.choices) for p in predictions])
+  labels = np.array([p.label for p in predictions])
+  if metric == 'majority':
+    return 100.0 * (labels == np.bincount(labels).argmax())
+  return 100.0 * (labels == [np.argmax(p.choice_scores) for p in predictions])
+
+
+def _spread(
+  predictions: Sequence[Prediction], measured: Mapping[str, _Measured]
+) -> dict[str, dict[str, Spread]]:
+  """Returns how each metric differs over the tasks of each category."""
+  tasks: dict[str, list[str]] = {}
+  for p in predictions:
+    if p.category is not None and p.task not in tasks.get(p.category, ()):
+      tasks.setdefault(p.category, []).append(p.task)
+  found = {}
+  for category, names in tasks.items():
+    found[category] = {}
+    for metric, one in measured.items():
+      scores = np.nan_to_num([one.tasks[name] for name in names])
+      low, median, high = np.quantile(scores, (0.25, 0.5, 0.75))
+      found[category][metric] = Spread(
+        len(names), float(scores.mean()), float(median), float(high - low)
+      )
+  return found
 
 
 def _own_metrics(predictions: Sequence[Prediction]) -> dict[str, str]:
@@ -217,6 +298,8 @@ def write_scores(
   for index, prediction in enumerate(predictions):
     line = dataclasses.asdict(prediction)
     line = {'id': line.pop('example_id'), **line}
+    if not prediction.choices:
+      del line['choices'], line['choice_scores'], line['label']
     line |= {name: float(of[index]) for name, of in values.items()}
     text = json.dumps(run_files.to_json_value(line), ensure_ascii=False)
     lines.append(text.translate(_LINE_BREAKS))
@@ -238,6 +321,9 @@ def read_predictions(folder: epath.PathLike) -> list[Prediction]:
       prediction=line['prediction'],
       references=tuple(line['references']),
       metric=line.get('metric'),
+      choices=tuple(line.get('choices', ())),
+      choice_scores=tuple(line.get('choice_scores', ())),
+      label=line.get('label'),
     )
     for line in map(json.loads, path.read_text().splitlines())
   ]

@@ -1,5 +1,6 @@
 """Scores against rouge_score applied to what was written, and plain means."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -133,3 +134,62 @@ def test_a_set_metric_of_one_task_is_that_of_the_set():
 def test_tasks_without_a_metric_of_their_own_are_an_error():
   with pytest.raises(UserError, match="Task 'a' names no metric of its own"):
     scores.score_predictions(PREDICTIONS, metrics=('own_metric',))
+
+
+def _ranked(task, label, choice_scores, category=None):
+  choices = tuple(f'choice {i}' for i in range(len(choice_scores)))
+  taken = choices[choice_scores.index(max(choice_scores))]
+  return dataclasses.replace(
+    _prediction(0, task, taken, [choices[label]], category),
+    choices=choices,
+    choice_scores=tuple(choice_scores),
+    label=label,
+  )
+
+
+RANKED = [
+  # Task: one template; category: the data set. Right: 2 of 3, 1 of 2, 0 of 1.
+  _ranked('one', 1, [-2.0, -1.0], 'set'),
+  _ranked('one', 1, [-2.0, -1.0, -3.0], 'set'),
+  _ranked('one', 0, [-2.0, -1.5], 'set'),
+  _ranked('two', 0, [-1.0, -1.0], 'set'),  # of equal ones the first
+  _ranked('two', 1, [-1.0, -1.0], 'set'),
+  _ranked('three', 3, [-1.0, -2.0, -3.0, -4.0], 'set'),
+  _ranked('alone', 0, [-1.0, -2.0]),
+]
+
+
+def test_accuracy_counts_labels_beside_chance_and_majority(tmp_path):
+  found, values = scores.score_predictions(RANKED, metrics=('accuracy',))
+  assert found.tasks['one'] == pytest.approx(
+    {
+      'instances': 3,
+      'accuracy': 200 / 3,
+      'chance': (50 + 100 / 3 + 50) / 3,
+      'majority': 200 / 3,
+    }
+  )
+  assert found.tasks['two']['accuracy'] == found.tasks['two']['majority'] == 50
+  assert found.tasks['three']['chance'] == 25
+  assert found.overall['accuracy'] == pytest.approx(400 / 7)
+  assert found.mean_over_tasks['accuracy'] == pytest.approx(
+    (200 / 3 + 50 + 0 + 100) / 4
+  )
+  assert list(found.category_spread) == ['set']
+  spread = found.category_spread['set']['accuracy']
+  # By hand: of 0, 50, 66.7 the quartiles are 25 and 58.3.
+  assert spread.tasks == 3 and spread.median == 50
+  assert spread.mean == pytest.approx(350 / 9)
+  assert spread.interquartile_range == pytest.approx(175 / 3 - 25)
+  assert list(values) == ['accuracy']
+  scores.write_scores(tmp_path, found, RANKED, values)
+  assert scores.read_predictions(tmp_path) == RANKED
+  again, _ = scores.score_predictions(
+    scores.read_predictions(tmp_path), metrics=('accuracy',)
+  )
+  assert again == found
+
+
+def test_accuracy_needs_ranked_choices():
+  with pytest.raises(UserError, match="'a-0' of task 'a' has none: .*metrics"):
+    scores.score_predictions(PREDICTIONS, metrics=('accuracy',))

@@ -84,6 +84,42 @@ def make_source(task: str, n: int, *, seed: int = 0) -> ExampleSource:
   return ExampleSource(task, examples, category=category)
 
 
+def make_choices(
+  task: str, n: int, *, seed: int = 0, forms: int = 1
+) -> ExampleSource:
+  """Returns `n` examples of 2 to 4 answer choices, each in some forms.
+
+  Choices have one letter or two: few lengths, so that loops compile little.
+  """
+  rng = np.random.default_rng((seed, n, len(task), 7))
+  examples = []
+  for i in range(n):
+    choices = rng.choice(['a', 'bc', 'd', 'ef', 'g', 'hi'], 4, replace=False)
+    choices = tuple(choices[: rng.integers(2, 5)].tolist())
+    label = int(rng.integers(len(choices)))
+    for form in range(forms):
+      # The first form has the choices as they are, the others turned round.
+      shown = choices if form == 0 else choices[::-1]
+      right = label if form == 0 else len(choices) - 1 - label
+      text = f'{i}{"xyz"[form]}{task[0]}'
+      ids = [VOCABULARY.encode(choice) for choice in shown]
+      examples.append(
+        {
+          'inputs': np.array(VOCABULARY.encode(text), np.int32),
+          'targets': np.array(ids[right], np.int32),
+          'target_lengths': np.array([len(ids[right])], np.int32),
+          'inputs_pretokenized': text,
+          'targets_pretokenized': (shown[right],),
+          'example_id': f'{i}/{form}',
+          'choices': np.array(sum(ids, []), np.int32),
+          'choice_lengths': np.array([len(each) for each in ids], np.int32),
+          'choices_pretokenized': shown,
+          'label': right,
+        }
+      )
+  return ExampleSource(task, examples, category=f'all of {task}')
+
+
 def make_batches(*, n: int = 5, batch_size: int = 4):
   """Returns evaluation batches of all tasks, the last one partly filled."""
   sources = [make_source(task, n) for task in TASKS.names]

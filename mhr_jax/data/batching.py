@@ -1,5 +1,7 @@
 """From token ids to the padded arrays of a batch."""
 
+from collections.abc import Sequence
+
 from jaxtyping import Int32, Int64
 import numpy as np
 
@@ -62,6 +64,50 @@ def assemble(
     batch['encoder_segment_ids'] = encoder_segments
     batch['decoder_segment_ids'] = target_segments
   return batch
+
+
+def lay_choices(
+  choices: Sequence[Sequence[Sequence[int]]], *, n_choices: int, length: int
+) -> Batch:
+  """Lays answer choices into the rows of a batch, each ended by EOS.
+
+  What is too long is cut, and still ends in EOS, as targets are.
+
+  Args:
+    choices: the token ids of each row's choices, without EOS.
+    n_choices: to make room for in every row.
+    length: width of a choice.
+
+  Returns:
+    int32 `choice_tokens` [row, choice, length], and bool `choice_mask`
+    [row, choice], True where there is a choice.
+  """
+  counts = np.array([len(each) for each in choices], np.int64)
+  mask = np.arange(n_choices) < counts[:, None]
+  flat = Spans.from_arrays([ids for each in choices for ids in each])
+  shape = (mask.size, length)
+  tokens, _, _ = _lay(flat, np.flatnonzero(mask), shape, False)
+  tokens = tokens.reshape(*mask.shape, length)
+  return {'choice_tokens': tokens, 'choice_mask': mask}
+
+
+def choice_widths(
+  choices: Sequence[Sequence[Sequence[int]]], target_length: int
+) -> tuple[int, int]:
+  """Returns how many choices, and how wide, make room for all of these.
+
+  Rounded up to powers of two, so that batches have few shapes: up to 4
+  choices are as many as there are, and a choice is at least 8 tokens wide.
+
+  Args:
+    choices: the token ids of each row's choices, without EOS.
+    target_length: the width that no choice exceeds.
+  """
+  count = max((len(each) for each in choices), default=0)
+  longest = max((len(ids) for each in choices for ids in each), default=0)
+  count = count if count <= 4 else 1 << (count - 1).bit_length()
+  width = max(8, 1 << longest.bit_length())  # the EOS has room: 7 needs 8
+  return max(count, 1), min(width, target_length)
 
 
 def _lay(spans: Spans, rows, shape, segments):

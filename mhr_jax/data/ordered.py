@@ -25,8 +25,12 @@ class EvalRecord:
     example_id: names the example within its task.
     inputs: the text of the inputs.
     targets: the texts of all references.
-    cut: which of 'inputs' and 'targets' (the first reference) were cut.
+    cut: which of 'inputs', 'targets' (the first reference) and 'choices' (any
+      of them) were cut.
     metric: the task's own metric, if it names one.
+    choices: the texts of all answer choices; () without.
+    choice_tokens: their token ids, without EOS.
+    label: index of the right choice; -1 without choices.
   """
 
   task: str
@@ -37,6 +41,9 @@ class EvalRecord:
   targets: tuple[str, ...]
   cut: tuple[str, ...] = ()
   metric: str | None = None
+  choices: tuple[str, ...] = ()
+  choice_tokens: tuple[tuple[int, ...], ...] = ()
+  label: int = -1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,8 +170,7 @@ def _make_batch(sources, places, n_real, ids, widths) -> EvalBatch:
       sources[task],
       index,
       examples[row],
-      cut_inputs=inputs.lengths[row] >= widths[0],
-      cut_targets=targets.lengths[row] >= widths[1],
+      widths,
     )
     for row, (task, index) in enumerate(places[:n_real])
   ]
@@ -182,8 +188,19 @@ def _read(sources, places) -> list[Mapping[str, Any]]:
   return examples
 
 
-def _record(source, index, example, *, cut_inputs, cut_targets) -> EvalRecord:
-  cut = ('inputs',) * bool(cut_inputs) + ('targets',) * bool(cut_targets)
+def _record(source, index, example, widths) -> EvalRecord:
+  choices = split_choices(example)
+  longest = {
+    'inputs': len(example['inputs']),
+    'targets': max(example['target_lengths'][:1], default=0),
+    'choices': max(map(len, choices), default=0),
+  }
+  room = (widths[0], widths[1], widths[1])
+  cut = tuple(
+    name
+    for (name, length), width in zip(longest.items(), room, strict=True)
+    if length >= width
+  )
   return EvalRecord(
     task=source.name,
     category=source.category,
@@ -193,4 +210,16 @@ def _record(source, index, example, *, cut_inputs, cut_targets) -> EvalRecord:
     targets=tuple(example['targets_pretokenized']),
     cut=cut,
     metric=source.metric,
+    choices=tuple(example.get('choices_pretokenized', ())),
+    choice_tokens=choices,
+    label=int(example.get('label', -1)),
+  )
+
+
+def split_choices(example: Mapping[str, Any]) -> tuple[tuple[int, ...], ...]:
+  """Returns the token ids of each answer choice of an example, if any."""
+  flat = [int(i) for i in example.get('choices', ())]
+  ends = np.cumsum(example.get('choice_lengths', ()), dtype=int).tolist()
+  return tuple(
+    tuple(flat[start:end]) for start, end in zip([0, *ends], ends, strict=False)
   )

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mhr_jax.data.batching import assemble
+from mhr_jax.data.batching import assemble, choice_widths, lay_choices
 from mhr_jax.data.tokens import Spans
 
 
@@ -76,3 +76,29 @@ def test_what_does_not_fit_into_its_row_is_a_bug():
       target_length=9,
       segments=True,
     )
+
+
+def test_choices_are_laid_into_rows_and_cut_as_targets_are():
+  laid = lay_choices([[[5], [6, 7, 8]], [], [[], [9]]], n_choices=3, length=3)
+  assert laid['choice_tokens'].tolist() == [
+    [[5, 1, 0], [6, 7, 1], [0, 0, 0]],
+    [[0, 0, 0]] * 3,
+    [[1, 0, 0], [9, 1, 0], [0, 0, 0]],
+  ]
+  assert laid['choice_mask'].tolist() == [
+    [True, True, False],
+    [False] * 3,
+    [True, True, False],
+  ]
+  assert laid['choice_tokens'].dtype == np.int32
+
+
+@pytest.mark.parametrize(
+  ('n', 'longest', 'widths'),
+  [(2, 1, (2, 8)), (3, 7, (3, 8)), (5, 8, (8, 16)), (9, 40, (16, 32))],
+)
+def test_few_shapes_make_room_for_all_choices(n, longest, widths):
+  choices = [[[3] * longest], [[4]] * n, []]
+  assert choice_widths(choices, 32) == widths
+  count, width = widths
+  assert count >= n and (width > longest or width == 32)
