@@ -54,7 +54,7 @@ _ROWS = (
     'run_writing',
   ),
   ('reporting',),
-  ('evaluation', 'scores'),
+  ('evaluation', 'ranking', 'scores'),
   (
     'api',
     'compiled_model',
