@@ -13,6 +13,7 @@ import shlex
 import sys
 from typing import Any, NoReturn
 
+from mhr_jax import command_flags
 from mhr_jax.errors import UserError
 
 _MAX_LINES = 5
@@ -201,34 +202,8 @@ def _add_run_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
   )
   study.add_argument('files', nargs='*', metavar='STUDY.gin')
   add('doctor', _run_doctor, 'say what this environment can do', gin=False)
-  _add_methods_command(
+  command_flags.add_methods_flags(
     add('methods', _run_methods, 'list methods; count parameters', gin=True)
-  )
-
-
-def _add_methods_command(command: argparse.ArgumentParser) -> None:
-  command.add_argument(
-    '--model',
-    action='append',
-    default=[],
-    metavar='NAME',
-    help='such as t5_1_1_xl; repeatable; default: Large, XL and XXL',
-  )
-  for name, text in (
-    ('n_tasks', 'in pre-training; default: 1'),
-    ('rank', 'of a low-rank adapter; default: 1'),
-    ('n_skills', 'adapters of an inventory; default: 8'),
-    ('n_splits', 'of multi-head routing; default: 8'),
-  ):
-    command.add_argument(f'--{name}', type=int, help=text)
-  command.add_argument(
-    '--targets',
-    action='append',
-    metavar='REGEX',
-    help='linears to adapt; repeatable; default: all',
-  )
-  command.add_argument(
-    '--format', choices=('table', 'markdown', 'json'), default='table'
   )
 
 
@@ -482,14 +457,12 @@ def _run_doctor(options: argparse.Namespace) -> None:
 def _run_methods(options: argparse.Namespace) -> None:
   from mhr_jax import method_table
 
-  given = {'n_tasks': 1}
-  for name in ('n_tasks', 'rank', 'n_skills', 'n_splits', 'targets'):
-    if getattr(options, name) is not None:
-      given[name] = getattr(options, name)
-  configured = None
-  if options.gin_file or options.bindings:
-    configured = _configure(options)
-  models, base = method_table.choose_settings(options.model, given, configured)
+  gin = options.gin_file or options.bindings
+  models, base = method_table.choose_settings(
+    options.model,
+    command_flags.given_settings(options),
+    _configure(options) if gin else None,
+  )
   method_table.print_methods(models, base, options.format)
 
 

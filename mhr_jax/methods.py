@@ -16,8 +16,9 @@ code, microsoft/mttl at c66b20d6, projects/mhr.
 
 from collections.abc import Mapping
 import dataclasses
+import functools
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 from jaxtyping import ArrayLike, Float, PRNGKeyArray, PyTree
@@ -410,17 +411,25 @@ def parameter_counts(
   config = adapter_config(method, base, phase=phase, n_tasks=n_tasks)
   counts = {'adapters': 0, 'routers': 0}
   if config is not None:
-    shapes = jax.eval_shape(
-      lambda key: init_added(key, config, linears), jax.random.key(0)
-    )
-    counts |= {label: _size(tree) for label, tree in shapes.items()}
+    counts |= _sizes(config, tuple(linears.items()))
   trains = trained_labels(method, phase)
   trainable = sum(counts[label] for label in counts if label in trains)
   return counts | {'trainable': trainable}
 
 
-def _size(tree: Any) -> int:
-  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+@functools.lru_cache
+def _sizes(
+  config: AdapterConfig,
+  linears: tuple[tuple[str, adapters_lib.LinearLike], ...],
+) -> dict[str, int]:
+  """Returns the number of parameters by label; many methods share a config."""
+  shapes = jax.eval_shape(
+    lambda key: init_added(key, config, dict(linears)), jax.random.key(0)
+  )
+  return {
+    label: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+    for label, tree in shapes.items()
+  }
 
 
 def init_added(

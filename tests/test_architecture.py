@@ -85,9 +85,16 @@ _ROWS = (
   ),
   ('task_data', 'task_listing'),
   ('dry_run', 'jobs', 'train'),
-  ('commands', 'conversion', 'doctor', 'study*'),
+  (
+    'commands',
+    'conversion',
+    'doctor',
+    'method_table',
+    'printed_tables',
+    'study*',
+  ),
   ('configurables',),
-  ('cli',),
+  ('cli', 'command_flags'),
   ('t5x.*',),
 )
 # The only modules that import seqio or TensorFlow. Others may import these
