@@ -178,6 +178,7 @@ def _add_run_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
   )
   add('adapt', _run_adapt, 'adapt a run to new tasks (few-shot)', gin=True)
   add('evaluate', _run_evaluate, 'score a run on tasks', gin=True)
+  add('align', _run_align, "measure how far tasks' gradients agree", gin=True)
   predict = add(
     'predict', _run_predict, 'write a text for each line', gin=False
   )
@@ -362,6 +363,12 @@ def _run_evaluate(options: argparse.Namespace) -> None:
   from mhr_jax import commands
 
   print(commands.score_table(_configure(options).call(commands.evaluate)))
+
+
+def _run_align(options: argparse.Namespace) -> None:
+  from mhr_jax import commands
+
+  print(commands.alignment_table(_configure(options).call(commands.align)))
 
 
 def _read_lines(path: str) -> list[str]:

@@ -1,10 +1,10 @@
 """What one does with a trained run: evaluate it, adapt it, let it predict.
 
 Plain functions over a run folder; gin configures them (`configs/runs/`), and
-`mhr-jax evaluate`, `adapt` and `predict` call them.
+`mhr-jax evaluate`, `align`, `adapt` and `predict` call them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import statistics
 from typing import Any
@@ -25,6 +25,7 @@ from mhr_jax import (
 )
 from mhr_jax.adaptation import AdaptationSettings, Adapted
 from mhr_jax.aggregation import over_seeds_and_tasks
+from mhr_jax.analysis import gradients
 from mhr_jax.data import ordered, records
 from mhr_jax.errors import UserError
 from mhr_jax.evaluation import EvaluationSettings
@@ -96,6 +97,60 @@ def evaluate(
       folder=folder or epath.Path(run_dir) / EVALUATIONS_FOLDER / name,
       progress=progress,
     )
+
+
+def align(
+  run_dir: str,
+  *,
+  data: TaskData,
+  alignment: gradients.AlignmentSettings,
+  input_length: int,
+  target_length: int,
+  step: int | None = None,
+) -> dict[str, float]:
+  """Measures how far the gradients of a trained run's tasks agree.
+
+  Args:
+    run_dir: the run; gets `alignment.json`, which `mhr-jax report` draws.
+    data: the tasks, those that the run was trained on.
+    alignment: how many of them, on what, with respect to what.
+    input_length: tokens of the inputs, EOS included; longer ones are cut.
+    target_length: tokens of the first reference, likewise.
+    step: of which checkpoint; the last one by default.
+
+  Returns:
+    Numbers by name, see `gradients.measure_alignment`.
+
+  Raises:
+    UserError: the run, a task or a split is not there, or the run's routing
+      does not know a task.
+  """
+  run = _load(run_dir, step)
+  found = data.resolve()
+  table = TaskTable(found.tasks)
+  if _routes(run):
+    table = _known_tasks(run, found, run_dir)
+  names = gradients.choose_tasks(found.tasks, alignment.tasks, alignment.seed)
+  chosen = dataclasses.replace(found, tasks=names)
+  tasks = gradients.build_task_batches(
+    _open_sources(data, chosen, run, alignment.split),
+    table,
+    alignment,
+    input_length=input_length,
+    target_length=target_length,
+  )
+  measure = gradients.make_alignment(run.model, tasks, alignment.wrt)
+  numbers = measure(run.step, run.params)
+  gradients.save_alignment(run_dir, run.step, numbers)
+  return numbers
+
+
+def alignment_table(numbers: Mapping[str, float]) -> str:
+  """Returns the numbers of `align` as text, a line each."""
+  width = max(map(len, numbers))
+  return '\n'.join(
+    f'{name:{width}}  {value:8.4f}' for name, value in numbers.items()
+  )
 
 
 def adapt(

@@ -25,6 +25,7 @@ def roots() -> dict[Callable, tuple[str, ...]]:
   return {
     train.train: ('mode', 'config_change', 'config_text', 'command'),
     commands.adapt: (),
+    commands.align: (),
     commands.evaluate: (),
     study.study: ('config_text', 'command'),
   }
@@ -44,8 +45,8 @@ def all_configurables() -> tuple[Callable, ...]:
     LossSettings,
     MixtureSettings,
     OptimizerSettings,
-    SoupSettings,
     RoutingStatisticsSettings,
+    SoupSettings,
     study.FewShot,
     study.Study,
     study.TestSet,

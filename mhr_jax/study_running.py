@@ -13,7 +13,15 @@ from typing import Any, Literal
 from etils import epath
 import jax
 
-from mhr_jax import adaptation, evaluation, few_shot, methods, reporting, train
+from mhr_jax import (
+  adaptation,
+  adapter_soup,
+  evaluation,
+  few_shot,
+  methods,
+  reporting,
+  train,
+)
 from mhr_jax.data.ordered import EvalBatch
 from mhr_jax.study_cells import Cells, CellScores
 from mhr_jax.study_settings import SHUFFLED, UNTRAINED, Study, TestSet, Training
@@ -159,7 +167,8 @@ class Runner:
       batches,
       start.vocabulary,
       settings=self._study.evaluation,
-      folder=start.run_dir / 'zero_shot',
+      soups=self._soups(method, start, self._study.zero_shot_test.input_length),
+      folder=start.run_dir / f'{method.name}_zero_shot',
     )
     assert found is not None
     return CellScores.of(found, self._study.metric, categories_of(batches))
@@ -199,6 +208,9 @@ class Runner:
       start.vocabulary,
       settings=self._study.few_shot.adaptation[method.name],
       evaluate=self._study.evaluation,
+      soups=self._soups(
+        method, start, self._study.few_shot.settings.input_length
+      ),
       folder=self._run_dir / 'few_shot' / method.name / f'seed{seed}',
     )
     return [
@@ -212,6 +224,19 @@ class Runner:
       }
       for of in adapted
     ]
+
+  def _soups(
+    self, method: methods.Method, start: train.Trained, input_length: int
+  ) -> adapter_soup.SoupChooser | None:
+    """Returns what chooses a method's soups; None where it starts from none."""
+    return adapter_soup.build_chooser(
+      method,
+      self._study.few_shot.adaptation[method.name].soup,
+      start,
+      run_dir=start.run_dir,
+      data_dir=self._study.few_shot.data.data_dir,
+      input_length=input_length,
+    )
 
   @functools.cached_property
   def _backbone(self) -> train.Trained:
@@ -227,6 +252,9 @@ class Runner:
       few.data.resolve().tasks,
       train_split=few.split,
       test_split=few.test_split,
+      seeds=sorted(
+        {draw for seed in self._study.seeds for draw in few.seeds_of(seed)}
+      ),
     )
 
   @functools.lru_cache(maxsize=2)  # noqa: B019 - as long as the study runs.

@@ -85,7 +85,7 @@ def test_the_command_of_the_header_resolves(name):
     given=configurables.roots()[root],
     missing='show' if part else 'raise',
   )
-  assert len(resolved.settings) > 20
+  assert len(resolved.settings) > 15
 
 
 @pytest.mark.parametrize('name', [f for f in _FILES if 'models/' in f])

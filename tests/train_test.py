@@ -13,6 +13,7 @@ import pytest
 from mhr_jax import commands, conversion, jobs, reporting, run_folder, train
 from mhr_jax.adaptation import AdaptationSettings
 from mhr_jax.adapters import AdapterConfig
+from mhr_jax.analysis import gradients
 from mhr_jax.analysis.gradients import AlignmentSettings
 from mhr_jax.analysis.routing_statistics import RoutingStatisticsSettings
 from mhr_jax.data.mixture_settings import MixtureSettings
@@ -42,6 +43,7 @@ _ADAPTERS = functools.partial(
   rank=1,
   targets=('encoder/attention/query', 'decoder/mlp/wo'),
 )
+_ALIGNMENT = AlignmentSettings(every=2, examples=2, batch_size=2)
 _TEXTS = EvaluationSettings(decoding=DecodingSettings(max_new_tokens=3))
 
 
@@ -84,7 +86,7 @@ def mhr_run(tmp_path_factory, data, backbone_run):
     data,
     backbone_from=str(backbone_run.run_dir),
     config_text='# c',
-    alignment=AlignmentSettings(every=2, examples=2, batch_size=2),
+    alignment=_ALIGNMENT,
     routing_statistics=RoutingStatisticsSettings(every=1),
   )
 
@@ -112,6 +114,22 @@ def test_alignment_and_routing_are_measured_on_the_way(mhr_run):
   routed = [line for line in lines if 'routing/entropy' in line]
   assert [line['step'] for line in routed] == [1, 2, 3]
   assert 0.9 < routed[0]['routing/entropy/decoder'] <= 1
+
+
+def test_a_finished_run_is_measured_as_while_it_trained(mhr_run, data):
+  """`mhr-jax align` after the last step finds what training logged there."""
+  numbers = commands.align(
+    str(mhr_run.run_dir),
+    data=data,
+    alignment=_ALIGNMENT,
+    input_length=8,
+    target_length=6,
+  )
+  last = reporting.read_metrics(mhr_run.run_dir)[-2]
+  for name, value in numbers.items():
+    assert value == pytest.approx(last[name], abs=1e-5), name
+  assert gradients.load_alignment(mhr_run.run_dir) == {3: numbers}
+  assert 'alignment/effective' in commands.alignment_table(numbers)
 
 
 def test_a_split_to_align_on_is_looked_up_before_training(tmp_path, data):

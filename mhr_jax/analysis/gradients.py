@@ -38,13 +38,14 @@ import dataclasses
 import functools
 from typing import Any, Literal, NamedTuple, get_args
 
+from etils import epath
 import jax
 from jax import numpy as jnp
 from jaxtyping import Array, PyTree
 import numpy as np
 
 from mhr_jax import adapters as adapters_lib
-from mhr_jax import evaluation, partitioning
+from mhr_jax import evaluation, partitioning, run_files
 from mhr_jax.analysis import unit_gradients
 from mhr_jax.data import ordered, records
 from mhr_jax.data.batching import Batch
@@ -59,6 +60,7 @@ Source = records.TaskSource | ordered.ExampleSource
 
 PART = 'alignment'
 ZERO = 'zero_gradients'
+ALIGNMENT_FILE = 'alignment.json'
 
 _CHOICE_STREAM = 0x616C6967
 
@@ -239,6 +241,24 @@ def measure_alignment(
       total = gradient if total is None else _add_trees(total, gradient)
     sums = programs.add(sums, params, task_id, total)
   return _to_numbers(jax.device_get(programs.finish(sums)), len(tasks))
+
+
+def save_alignment(
+  run_dir: epath.PathLike, step: int, numbers: Mapping[str, float]
+) -> None:
+  """Puts a measurement into `alignment.json`, {step: numbers by name}."""
+  path = epath.Path(run_dir) / ALIGNMENT_FILE
+  known = load_alignment(run_dir) | {step: dict(numbers)}
+  if jax.process_index() == 0:
+    run_files.write_json(path, {str(s): known[s] for s in sorted(known)})
+
+
+def load_alignment(run_dir: epath.PathLike) -> dict[int, dict[str, float]]:
+  """Reads what `save_alignment` wrote; {} where there is nothing."""
+  path = epath.Path(run_dir) / ALIGNMENT_FILE
+  if not path.exists():
+    return {}
+  return {int(step): of for step, of in run_files.read_json(path).items()}
 
 
 _add_trees = functools.partial(jax.tree.map, jnp.add)
