@@ -1,12 +1,8 @@
 """Super-NaturalInstructions from a folder in the official repository's form.
 
-    <folder>/tasks/<task>.json               Definition, Positive Examples,
-                                             Instances, Categories, …
-    <folder>/splits/default/train_tasks.txt  one task's name a line
-    <folder>/splits/default/test_tasks.txt
-
-(github.com/allenai/natural-instructions.) One JSON file is one task; all
-references of an instance are kept. The prompt is that of the paper's code:
+(github.com/allenai/natural-instructions; `ni_files` says what a folder has.)
+One JSON file is one task; all references of an instance are kept. The prompt
+is that of the paper's code:
 
     Task definition: <definition>.
      Positive Example 1 -
@@ -20,42 +16,30 @@ references of an instance are kept. The prompt is that of the paper's code:
 with a full stop only where the text does not end in punctuation, and without
 the literal `</s>` that the paper's code puts behind every positive example.
 
-Splits of a training task:
-  train        what is not held back, in file order
-  validation   held back, the same instances on every machine: those with the
-               smallest sha256 of `validation <id>`
-Splits of a test task:
-  few_shot       the last instances of the file, to draw few-shot examples from
-  test           the first 100 instances that are not in `few_shot`
-  official_test  the first 100 instances, as the official evaluation has them
-In the official files, which have more than 100 instances, the last two are the
-same; in a file of just 100, `official_test` includes the few-shot pool: it is
-for zero-shot comparison with published numbers only.
+Which instances are in which split is in `ni_splits`: our choice, or that of
+the paper's code. Where the folder has `eval/test_references.jsonl`, test tasks
+are compared with it when they are prepared. `ni_scores` scores predictions as
+the official evaluation does.
 """
 
 from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
-import hashlib
-import json
 import re
 import string
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from etils import epath
 
 from mhr_jax import metrics
 from mhr_jax import vocabulary as vocabulary_lib
 from mhr_jax.data import registry, sources
-from mhr_jax.errors import UserError, nearest
+from mhr_jax.errors import UserError
+from mhr_jax.tasks import ni_files, ni_scores, ni_splits
+from mhr_jax.tasks.ni_files import Role, Track
+from mhr_jax.tasks.ni_splits import SplitSettings
 from mhr_jax.vocabulary import Vocabulary
 
-Role = Literal['train', 'test']
-
-_SPLITS: Mapping[Role, tuple[str, ...]] = {
-  'train': ('train', 'validation'),
-  'test': ('few_shot', 'test', 'official_test'),
-}
 _TAIL = '\nOutput:'
 
 
@@ -85,35 +69,17 @@ class PromptSettings:
       raise UserError('positive_examples cannot be negative.')
 
 
-@dataclasses.dataclass(frozen=True)
-class SplitSettings:
-  """Which instances of a file are in which split.
-
-  Attributes:
-    validation_instances: held back of each training task; of small ones, a
-      fifth of their instances at most.
-    max_train_instances: of each training task, the first of what remains;
-      all of them by default.
-    few_shot_pool: taken from the end of each test task.
-    test_instances: of each test task, from its beginning.
-  """
-
-  validation_instances: int = 20
-  max_train_instances: int | None = None
-  few_shot_pool: int = 32
-  test_instances: int = 100
-
-
 def register(
   folder: epath.PathLike,
   *,
   vocabulary: Vocabulary | epath.PathLike,
   extra_ids: int = 100,
   name: str = 'ni',
+  track: Track = 'default',
   definition: Literal['first', 'none'] = 'first',
   positive_examples: int = 0,
   max_input_tokens: int | None = None,
-  splits: SplitSettings | None = None,
+  splits: SplitSettings | Mapping[str, Any] | None = None,
 ) -> dict[str, tuple[str, ...]]:
   """Registers the tasks of a folder and the mixtures `<name>_{train,test}`.
 
@@ -125,10 +91,13 @@ def register(
     extra_ids: sentinels, where `vocabulary` is not an object.
     name: the prefix of all names: task1146_country_capital becomes
       `ni_task1146_country_capital`.
+    track: whose lists: 'default' is English, 'xlingual' is not; register each
+      under a name of its own.
     definition: see `PromptSettings`.
     positive_examples: see `PromptSettings`.
     max_input_tokens: see `PromptSettings`.
-    splits: sizes of the splits; the defaults if not given.
+    splits: which instances are in which split, or options of
+      `SplitSettings`; its defaults if not given.
 
   Returns:
     The tasks of each mixture by the mixture's name.
@@ -137,24 +106,27 @@ def register(
     UserError: the folder has not the official form, or its lists name a task
       that it lacks.
   """
-  folder = _absolute(folder)
+  folder = ni_files.absolute(folder)
   vocabulary = vocabulary_lib.load_vocabulary(vocabulary, extra_ids=extra_ids)
   prompt = PromptSettings(definition, positive_examples, max_input_tokens)
-  splits = splits or SplitSettings()
+  splits = SplitSettings.of(splits)
   mixtures = {}
-  for role, names in _SPLITS.items():
+  for role in get_args(Role):
     tasks = []
-    for path in _list_tasks(folder, role):
+    for path in ni_files.list_tasks(folder, role, track):
       load = functools.partial(
         load_examples,
         path,
         role,
+        track=track,
         prompt=prompt,
         splits=splits,
         vocabulary=vocabulary,
       )
       task = _task_name(name, path)
-      source = sources.ExampleSource(load, splits=names, files=[path])
+      source = sources.ExampleSource(
+        load, splits=splits.names(role), files=[path]
+      )
       registry.add_task(task, source, vocabulary, module=__name__)
       tasks.append(task)
     if tasks:
@@ -175,23 +147,43 @@ def load_examples(
   prompt: PromptSettings,
   splits: SplitSettings,
   vocabulary: Vocabulary,
+  track: Track = 'default',
 ) -> sources.TaskExamples:
-  """Returns the examples of one task file by split, and its category."""
-  task = read_task_file(path)
-  chosen = choose_splits(task['Instances'], role, splits, origin=path)
+  """Returns the examples of one task file by split, category and metric.
+
+  The metric is the one that the task's category is reported by; a task in
+  other languages than English has none where that is ROUGE-L, whose tokens
+  are English ones here.
+
+  Raises:
+    UserError: the file is malformed, has too few instances, or differs from
+      the folder's file of references.
+  """
+  task = ni_files.read_task_file(path)
+  if role == 'test':
+    ni_files.check_references(path.parent.parent, path, task)
+  chosen = ni_splits.choose_splits(
+    task['Instances'], role, splits, path=path, track=track
+  )
   examples = {
     split: [
       sources.TextExample(
         instance['id'],
         make_prompt(task, instance['input'], prompt, vocabulary),
-        _references(instance),
+        ni_files.references_of(instance),
       )
       for instance in instances
     ]
     for split, instances in chosen.items()
   }
-  categories = task.get('Categories') or [None]
-  return sources.TaskExamples(examples, category=categories[0])
+  category = ni_files.category_of(task)
+  metric = ni_scores.category_metric(category)
+  english = ni_files.track_of(task) == 'default'
+  return sources.TaskExamples(
+    examples,
+    category=category,
+    metric=metric if english or metric == 'exact_match' else None,
+  )
 
 
 def score_copies(
@@ -217,17 +209,17 @@ def score_copies(
   }
   scores: dict[str, dict[str, float]] = {}
   for role, splits_of in phases.items():
-    for path in _list_tasks(_absolute(folder), role):
-      chosen = choose_splits(
-        read_task_file(path)['Instances'],
+    for path in ni_files.list_tasks(ni_files.absolute(folder), role):
+      chosen = ni_splits.choose_splits(
+        ni_files.read_task_file(path)['Instances'],
         role,
         splits or SplitSettings(),
-        origin=path,
+        path=path,
       )
       for phase, split in splits_of.items():
         values = metrics.rouge_l(
           [one['input'] for one in chosen[split]],
-          [_references(one) for one in chosen[split]],
+          [ni_files.references_of(one) for one in chosen[split]],
         )
         of_phase = scores.setdefault(phase, {})
         of_phase[_task_name(names[phase], path)] = float(values.mean())
@@ -274,134 +266,6 @@ def make_prompt(
   return prompt if fits(prompt) else _cut(prompt, fits)
 
 
-def choose_splits(
-  instances: Sequence[Mapping[str, Any]],
-  role: Role,
-  settings: SplitSettings,
-  *,
-  origin: epath.PathLike,
-) -> dict[str, list[Mapping[str, Any]]]:
-  """Returns the instances of each split of a task.
-
-  Raises:
-    UserError: a test task has too few instances for its few-shot pool.
-  """
-  if role == 'train':
-    held_back = min(settings.validation_instances, len(instances) // 5)
-    ranked = sorted(instances, key=lambda one: _rank(one['id']))
-    chosen = {one['id'] for one in ranked[:held_back]}
-    train = [one for one in instances if one['id'] not in chosen]
-    return {
-      'train': train[: settings.max_train_instances],
-      'validation': [one for one in instances if one['id'] in chosen],
-    }
-  rest = len(instances) - settings.few_shot_pool
-  if rest <= 0:
-    raise UserError(
-      f'{origin} has {len(instances)} instances: a few-shot pool of'
-      f' {settings.few_shot_pool} leaves none to test on.'
-    )
-  return {
-    'few_shot': list(instances[rest:]),
-    'test': list(instances[: min(rest, settings.test_instances)]),
-    'official_test': list(instances[: settings.test_instances]),
-  }
-
-
-def read_task_file(path: epath.PathLike) -> dict[str, Any]:
-  """Reads and checks one task file.
-
-  Raises:
-    UserError: it is not JSON, or lacks what a task needs; the message names
-      the file and the line.
-  """
-  path = epath.Path(path)
-  text = path.read_text()
-  try:
-    task = json.loads(text)
-  except json.JSONDecodeError as e:
-    raise UserError(f'{path}:{e.lineno}: not JSON: {e.msg}.') from None
-  if not isinstance(task, dict):
-    raise UserError(f'{path}:1: a task file is a JSON object.')
-  for key in ('Definition', 'Instances'):
-    if not task.get(key):
-      raise UserError(
-        f'{path}:1: there is no {key!r}, or it is empty.{nearest(key, task)}'
-      )
-  for number, instance in enumerate(task['Instances']):
-    problem = _problem(instance)
-    if problem:
-      line = _line_of_instance(text, instance, number)
-      raise UserError(f'{path}:{line}: instance {number} {problem}.')
-  ids = [instance['id'] for instance in task['Instances']]
-  if len(set(ids)) < len(ids):
-    twice = next(one for i, one in enumerate(ids) if one in ids[:i])
-    raise UserError(f'{path}: two instances have the id {twice!r}.')
-  return task
-
-
-def _problem(instance: Any) -> str | None:
-  """Says what an instance lacks."""
-  if not isinstance(instance, dict):
-    return 'is not a JSON object'
-  for key in ('id', 'input', 'output'):
-    if key not in instance:
-      return f'has no {key!r}'
-  if not _references(instance):
-    return 'has no reference: its output is empty'
-  if not all(isinstance(one, str) for one in _references(instance)):
-    return 'has an output that is not text'
-  return None
-
-
-def _line_of_instance(text: str, instance: Any, number: int) -> int:
-  """The line of an instance: by its id, or by counting from `Instances`."""
-  at = text.find('"Instances"')
-  if isinstance(instance, dict) and 'id' in instance:
-    at = text.find(json.dumps(instance['id'], ensure_ascii=False), at)
-  else:
-    decoder, at = json.JSONDecoder(), _next_value(text, text.index('[', at) + 1)
-    for _ in range(number):
-      at = _next_value(text, decoder.raw_decode(text, at)[1])
-  return text.count('\n', 0, at) + 1
-
-
-def _next_value(text: str, at: int) -> int:
-  return len(text) - len(text[at:].lstrip(' \t\r\n,'))
-
-
-def _list_tasks(folder: epath.Path, role: Role) -> list[epath.Path]:
-  """Returns the files of the tasks that a list names, in its order."""
-  path = folder / 'splits' / 'default' / f'{role}_tasks.txt'
-  if not path.exists():
-    raise UserError(
-      f'There is no {path}: a folder in the official form has tasks/*.json and'
-      ' splits/default/{train,test}_tasks.txt.'
-    )
-  there = {each.stem: each for each in (folder / 'tasks').glob('*.json')}
-  found = []
-  for line, name in enumerate(path.read_text().splitlines(), 1):
-    name = name.strip()
-    if name and name not in there:
-      raise UserError(
-        f'{path}:{line}: there is no task file tasks/{name}.json.'
-        f'{nearest(name, there)}'
-      )
-    if name:
-      found.append(there[name])
-  return found
-
-
-def _absolute(folder: epath.PathLike) -> epath.Path:
-  folder = epath.Path(folder).expanduser()
-  return folder if '://' in str(folder) else folder.resolve()
-
-
-def _references(instance: Mapping[str, Any]) -> tuple[str, ...]:
-  output = instance['output']
-  return (output,) if isinstance(output, str) else tuple(output)
-
-
 def _first(value: str | Sequence[str]) -> str:
   return value if isinstance(value, str) else value[0]
 
@@ -422,7 +286,3 @@ def _cut(prompt: str, fits: Any) -> str:
     else:
       high = middle - 1
   return prompt[:low] + _TAIL
-
-
-def _rank(instance_id: str) -> str:
-  return hashlib.sha256(f'validation {instance_id}'.encode()).hexdigest()

@@ -8,7 +8,9 @@ import pytest
 from mhr_jax.data import prepare, records, registry
 from mhr_jax.errors import UserError
 from mhr_jax.tasks import natural_instructions as ni
-from mhr_jax.tasks.natural_instructions import PromptSettings, SplitSettings
+from mhr_jax.tasks import ni_files, ni_splits
+from mhr_jax.tasks.natural_instructions import PromptSettings
+from mhr_jax.tasks.ni_splits import SplitSettings
 from mhr_jax.vocabulary import ByteVocabulary
 
 _BYTES = ByteVocabulary()
@@ -85,7 +87,7 @@ def test_prompt_leaves_examples_out_and_then_cuts_to_fit():
 
 def test_splits_of_a_training_task():
   instances = _TASK['Instances']
-  splits = ni.choose_splits(instances, 'train', SplitSettings(), origin='f')
+  splits = ni_splits.choose_splits(instances, 'train', SplitSettings(), path='f')
   by_hash = sorted(
     instances,
     key=lambda one: hashlib.sha256(f'validation {one["id"]}'.encode()).digest(),
@@ -95,14 +97,14 @@ def test_splits_of_a_training_task():
   rest = [one for one in instances if one['id'] not in held_back]
   assert splits['train'] == rest
   capped = SplitSettings(validation_instances=4, max_train_instances=7)
-  splits = ni.choose_splits(instances, 'train', capped, origin='f')
+  splits = ni_splits.choose_splits(instances, 'train', capped, path='f')
   assert [len(splits[name]) for name in ('train', 'validation')] == [7, 4]
 
 
 @pytest.mark.parametrize(('n', 'n_test'), [(132, 100), (200, 100), (100, 68)])
 def test_splits_of_a_test_task(n, n_test):
   instances = [{'id': str(i)} for i in range(n)]
-  splits = ni.choose_splits(instances, 'test', SplitSettings(), origin='f')
+  splits = ni_splits.choose_splits(instances, 'test', SplitSettings(), path='f')
   assert splits['few_shot'] == instances[-32:]
   assert splits['test'] == instances[:n_test]
   assert splits['official_test'] == instances[:100]
@@ -110,7 +112,7 @@ def test_splits_of_a_test_task(n, n_test):
 
 def test_a_test_task_too_small_for_its_pool_is_an_error():
   with pytest.raises(UserError, match='has 32 instances: a few-shot pool'):
-    ni.choose_splits([{}] * 32, 'test', SplitSettings(), origin='f')
+    ni_splits.choose_splits([{}] * 32, 'test', SplitSettings(), path='f')
 
 
 def test_registered_prepared_and_read(tmp_path):
@@ -165,7 +167,7 @@ def test_registered_prepared_and_read(tmp_path):
 def test_malformed_files_name_the_file_and_the_line(tmp_path, task, message):
   folder = _write(tmp_path, bad=task)
   with pytest.raises(UserError, match=message):
-    ni.read_task_file(folder / 'tasks/bad.json')
+    ni_files.read_task_file(folder / 'tasks/bad.json')
 
 
 def test_a_list_that_names_an_absent_task_is_an_error(tmp_path):
