@@ -52,7 +52,7 @@ class SoupSettings:
       fewer. Of a new task all shots count.
     split: of the training tasks, to draw them from.
     data_dir: the folder of the training tasks' prepared data; None for that
-      of the new tasks.
+      of the new tasks, in a study for that of its own multi-task training.
     file: with space 'file', the .npz of vectors by task.
 
   Raises:
@@ -264,7 +264,7 @@ def build_chooser(
     settings: which tasks to choose.
     run: the pre-trained run.
     run_dir: its folder.
-    data_dir: where the new tasks' prepared data lies.
+    data_dir: of the training tasks' prepared data, where settings name none.
     input_length: where the new tasks' inputs are cut, and so these.
 
   Returns:
@@ -310,8 +310,8 @@ def _open_sources(
     return [task.source(settings.split) for task in tasks]
   except UserError as error:
     raise UserError(
-      f'Soups are chosen by examples of the {len(names)} training tasks: {error}'
-      ' SoupSettings.data_dir and .split say where else they are;'
+      f'Soups are chosen by examples of the {len(names)} training tasks:'
+      f' {error} SoupSettings.data_dir and .split say where else they are;'
       " space='file' does without."
     ) from error
 

@@ -296,7 +296,7 @@ def score_table(scores: Scores) -> str:
 
 
 def adaptation_table(results: Sequence[Adapted]) -> str:
-  """Returns each task's mean over seeds and its values, as text."""
+  """Returns each task's mean over seeds and its values, then soups, as text."""
   metrics = [name for name in results[0].scores.overall if name != 'instances']
   lines = []
   for metric in metrics:
@@ -309,6 +309,10 @@ def adaptation_table(results: Sequence[Adapted]) -> str:
       ]
       shown = ', '.join(f'{value:.1f}' for value in values)
       lines.append(f'  {statistics.mean(values):6.2f}  {task}  ({shown})')
+  soups = [each for each in results if each.soup is not None]
+  if soups:
+    lines.append('nearest training tasks, averaged to start from (similarity)')
+  lines += [f'  {each.task}, seed {each.seed}: {each.soup}' for each in soups]
   return '\n'.join(lines)
 
 

@@ -234,7 +234,7 @@ class Runner:
       self._study.few_shot.adaptation[method.name].soup,
       start,
       run_dir=start.run_dir,
-      data_dir=self._study.few_shot.data.data_dir,
+      data_dir=self._study.multi_task.data.data_dir,
       input_length=input_length,
     )
 

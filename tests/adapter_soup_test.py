@@ -1,6 +1,7 @@
 """Soups: who is chosen, what is averaged, and that a run does it all."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -11,17 +12,26 @@ from mhr_jax import (
   adaptation,
   adapter_soup,
   adapters,
+  commands,
   evaluation,
   methods,
   optim,
+  run_folder,
   task_embeddings,
+  train,
 )
 from mhr_jax.adapter_soup import Soup, SoupChooser, SoupSettings
-from mhr_jax.data import ordered
+from mhr_jax.adapters import AdapterConfig
+from mhr_jax.data import few_shot as few_shot_data
+from mhr_jax.data import ordered, records
+from mhr_jax.data.mixture_settings import MixtureSettings
 from mhr_jax.errors import UserError
+from mhr_jax.few_shot import FewShotSettings
 from mhr_jax.t5.decoding import DecodingSettings
+from mhr_jax.task_data import TaskData
 from mhr_jax.task_embeddings import TaskEmbeddings
 from mhr_jax.task_table import TaskTable
+from mhr_jax.trainer import TrainSettings
 import toy_text
 
 EVALUATE = evaluation.EvaluationSettings(
@@ -334,3 +344,64 @@ def test_embeddings_of_the_backbone_are_what_is_chosen_by(private):
     soup = chooser.choose('new', tokens[::-1].copy())
     assert soup.tasks == (name,)
     np.testing.assert_allclose(soup.similarities, 1, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_is_adapted_and_says_from_whom(tmp_path, write_task):
+  """From training to the printed table, by the backbone's embeddings."""
+  for i, task in enumerate((*toy_text.TASKS.names, 'new')):
+    write_task(tmp_path / 'data', task, seed=i, train=12, test=3)
+  data = TaskData(toy_text.TASKS.names, data_dir=str(tmp_path / 'data'))
+  run_dir = tmp_path / 'run'
+  train.train(
+    str(run_dir),
+    backbone=dataclasses.replace(toy_text.CONFIG, vocab_size=384),
+    data=data,
+    mixture=MixtureSettings(batch_size=8, **toy_text.WIDTHS),
+    settings=TrainSettings(steps=1),
+    method='private',
+    adapters=functools.partial(
+      AdapterConfig, rank=2, targets=toy_text.ADAPTERS.targets
+    ),
+  )
+
+  def adapt():
+    return commands.adapt(
+      str(run_dir),
+      method='adapter_soup',
+      data=dataclasses.replace(data, tasks='new'),
+      few_shot_settings=FewShotSettings(
+        shots=4, steps=2, batch_size=4, seeds=(0, 1), **toy_text.WIDTHS
+      ),
+      adaptation_settings=adaptation.AdaptationSettings(
+        soup=SoupSettings(n_nearest=2)
+      ),
+      evaluation_settings=EVALUATE,
+    )
+
+  results = adapt()
+  kept = run_dir / adapter_soup.EMBEDDINGS_FILE
+  time = kept.stat().st_mtime_ns
+  assert [each.soup for each in adapt()] == [each.soup for each in results]
+  assert kept.stat().st_mtime_ns == time
+  folder = run_dir / 'few_shot' / 'adapter_soup' / 'new' / 'seed1'
+  soup = json.loads((folder / 'adapted.json').read_text())['soup']
+  assert soup['tasks'] == list(results[1].soup.tasks)
+  assert len(set(soup['tasks']) & set(toy_text.TASKS.names)) == 2
+  table = commands.adaptation_table(results)
+  assert f'  new, seed 1: {soup["tasks"][0]} 0.' in table
+  arrays = few_shot_data.few_shot_examples(
+    records.open_task(data.data_dir, 'copy').source('train'), 12, 0
+  )
+  run = run_folder.load_run(run_dir)
+  batches = ordered.eval_batches(
+    [ordered.ExampleSource('copy', arrays.train)],
+    batch_size=12,
+    **toy_text.WIDTHS,
+  )
+  embedder = task_embeddings.BackboneEmbedder(
+    run.model.config, run.params['backbone']
+  )
+  vector = embedder.embed('copy', adapter_soup.inputs_by_task(batches)['copy'])
+  with np.load(kept) as stored:
+    np.testing.assert_allclose(stored['vectors'][0], vector, atol=1e-5)
