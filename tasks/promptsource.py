@@ -29,7 +29,7 @@ import functools
 import hashlib
 import random
 import re
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 from etils import epath
 import jinja2
@@ -44,7 +44,6 @@ Drop = Literal[
   'the template gives more than one target',
   'the input is empty',
   'the target is empty',
-  'the target is no answer choice',
 ]
 
 _SEPARATOR = '|||'
@@ -58,7 +57,7 @@ _CHOICES = 'answer_choices'
 class Rendered(NamedTuple):
   """One example: a template applied to a record.
 
-  `label` is the index of `targets` in `choices`; without choices, none.
+  `label` is the index of `targets` in `choices`, if it is one of them.
   """
 
   inputs: str
@@ -299,11 +298,8 @@ def _example(parts: Sequence[str], choices: tuple[str, ...]) -> Rendered | Drop:
     return 'the input is empty'
   if not targets:
     return 'the target is empty'
-  if not choices:
-    return Rendered(inputs, targets)
-  if targets not in choices:
-    return 'the target is no answer choice'
-  return Rendered(inputs, targets, choices, choices.index(targets))
+  label = choices.index(targets) if targets in choices else None
+  return Rendered(inputs, targets, choices, label)
 
 
 @jinja2.pass_context
@@ -322,7 +318,7 @@ def _most_frequent(items: Sequence[Any]) -> list[Any] | None:
 
 def _make_environment() -> sandbox.SandboxedEnvironment:
   environment = sandbox.SandboxedEnvironment()
-  environment.globals.update(zip=zip)
+  environment.globals['zip'] = cast(Any, zip)
   environment.filters['choice'] = _choice
   environment.filters['most_frequent'] = _most_frequent
   return environment

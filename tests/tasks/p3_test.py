@@ -1,0 +1,212 @@
+"""P3's caches: read back as written, and equal to what is rendered here."""
+
+import json
+
+import pytest
+
+from mhr_jax.data import registry
+from mhr_jax.errors import UserError
+from mhr_jax.tasks import p3, p3_cache, promptsource, t0, t0_training
+from mhr_jax.vocabulary import ByteVocabulary
+from tests import toy_t0
+
+_BYTES = ByteVocabulary()
+
+
+def _load(task):
+  made = registry.get_task(task).source.load()
+  return {split: list(made.splits[split]) for split in made.splits}
+
+
+def _write_promptsource(folder):
+  """The templates of COPA, as PromptSource's repository has them."""
+  path = folder / 'super_glue/copa/templates.yaml'
+  toy_t0.write_templates(path, 'super_glue', toy_t0.COPA)
+  return path
+
+
+def _render(name, records):
+  """Returns what a template makes of records, in T0's form."""
+  made = []
+  for record in records:
+    inputs = {'a plain': '', 'b best': ' So?'}[name]
+    choices = [record['choice1'], record['choice2']]
+    made.append((record['premise'] + inputs, choices, record['label']))
+  return made
+
+
+def _cache_scored(folder, rendered, **how):
+  """Writes a task for scoring: one record a choice."""
+  toy_t0.write_cached_task(
+    folder,
+    'validation',
+    [
+      {
+        'idx': [i, j],
+        'inputs_pretokenized': inputs,
+        'targets_pretokenized': choice,
+        'is_correct': j == label,
+        'weight': 1.0,
+      }
+      for i, (inputs, choices, label) in enumerate(rendered)
+      for j, choice in enumerate(choices)
+    ],
+    vocabulary=_BYTES,
+    **how,
+  )
+
+
+def _cache_plain(folder, split, rendered):
+  toy_t0.write_cached_task(
+    folder,
+    split,
+    [
+      {
+        'inputs_pretokenized': inputs,
+        'targets_pretokenized': f'\n{choices[label]}',
+        'answer_choices': choices,
+      }
+      for inputs, choices, label in rendered
+    ],
+    vocabulary=_BYTES,
+  )
+
+
+def test_held_out_tasks_are_those_rendered_from_raw_records(tmp_path):
+  records = [toy_t0.copa_record(i) for i in range(6)]
+  toy_t0.write_copa(tmp_path / 'raw', n_test=6)
+  t0.register(tmp_path / 'raw', vocabulary='bytes', name='raw')
+  cache = tmp_path / 'p3'
+  _cache_scored(
+    cache / 'super_glue_copa_a_plain_score_eval',
+    _render('a plain', records),
+    n_shards=2,
+  )
+  # Without the task for scoring, the choices are in the task itself.
+  _cache_plain(
+    cache / 'super_glue_copa_b_best', 'validation', _render('b best', records)
+  )
+  _write_promptsource(tmp_path / 'templates')
+  mixtures = p3.register(
+    cache,
+    part='heldout',
+    vocabulary='bytes',
+    name='p3',
+    templates=tmp_path / 'templates',
+    datasets=['super_glue_copa'],
+  )
+  forms = ('p3_super_glue_copa_a_plain', 'p3_super_glue_copa_b_best')
+  assert mixtures == {
+    'p3_super_glue_copa_templates': forms,
+    'p3_heldout': forms,
+  }
+  for form in ('a_plain', 'b_best'):
+    of_raw = _load(f'raw_super_glue_copa_{form}')
+    assert _load(f'p3_super_glue_copa_{form}') == of_raw
+    assert len(of_raw['test']) == 6
+  source = registry.get_task('p3_super_glue_copa_a_plain').source
+  assert source.load().category == 'super_glue_copa'
+
+
+def test_training_tasks_are_those_rendered_from_raw_records(tmp_path, caplog):
+  folder = toy_t0.write_mrpc(tmp_path / 'raw')
+  t0_training.register(
+    tmp_path / 'raw', vocabulary='bytes', name='rawt', datasets=['glue_mrpc']
+  )
+  (_, template) = promptsource.read_templates(folder / 'templates.yaml')
+  made = [template.render(toy_t0.mrpc_record(i), seed='') for i in range(20)]
+  _cache_plain(
+    tmp_path / 'p3/glue_mrpc_same',
+    'train',
+    [(one.inputs, list(one.choices), one.label) for one in made],
+  )
+  _cache_scored(tmp_path / 'p3/glue_mrpc_same_score_eval', [])
+  mixtures = p3.register(
+    tmp_path / 'p3',
+    part='train',
+    vocabulary='bytes',
+    name='p3t',
+    datasets=['glue_mrpc'],
+  )
+  assert mixtures == {'p3t_train': ('p3t_glue_mrpc_same',)}
+  assert registry.resolve('p3t_train').rates == (3568.0,)
+  assert 'has 1 tasks of glue_mrpc; PromptSource has 7' in caplog.text
+  assert _load('p3t_glue_mrpc_same') == _load('rawt_glue_mrpc_same')
+
+
+def test_records_that_t0_marked_are_left_out(tmp_path):
+  toy_t0.write_cached_task(
+    tmp_path,
+    'train',
+    [
+      {'inputs_pretokenized': 'a', 'targets_pretokenized': 'x'},
+      {'inputs_pretokenized': 'b', 'targets_pretokenized': '<NO LABEL>'},
+      {'inputs_pretokenized': 'c', 'targets_pretokenized': ' y '},
+    ],
+  )
+  shards = p3_cache.find_shards(tmp_path, 'train')
+  made = list(p3_cache.read_examples(shards, 'f', choices='leave out'))
+  assert [(one.example_id, one.targets) for one in made] == [
+    ('0/f', ('x',)),
+    ('2/f', ('y',)),
+  ]
+  with pytest.raises(UserError, match="record 0: there is no field 'answer_ch"):
+    list(p3_cache.read_examples(shards, 'f', choices='keep'))
+  with pytest.raises(UserError, match="record 0: there is no field 'idx'"):
+    list(p3_cache.read_scored(shards, 'f'))
+
+
+def test_scored_records_in_any_order_are_grouped(tmp_path):
+  scored = [
+    {
+      'idx': [example, choice],
+      'inputs_pretokenized': f'in {example}',
+      'targets_pretokenized': f'out {choice}',
+      'is_correct': int(choice == example % 3),
+      'weight': 1.0,
+    }
+    for choice in (2, 0, 1)
+    for example in (1, 3, 0, 2)
+  ]
+  # Of the last example no choice is correct.
+  scored += [{**scored[0], 'idx': [9, 0], 'is_correct': 0}]
+  toy_t0.write_cached_task(tmp_path, 'test', scored)
+  made = list(p3_cache.read_scored(p3_cache.find_shards(tmp_path, 'test'), 'f'))
+  assert [one.example_id for one in made] == ['0/f', '1/f', '2/f', '3/f']
+  assert [one.label for one in made] == [0, 1, 2, 0]
+  assert made[1].choices == ('out 0', 'out 1', 'out 2')
+  assert (made[1].inputs, made[1].targets) == ('in 1', ('out 1',))
+
+
+def test_damaged_caches_are_located(tmp_path):
+  with pytest.raises(UserError, match='holds no task of P3'):
+    p3.register(tmp_path, part='train', vocabulary='bytes')
+  task = tmp_path / 'glue_mrpc_same'
+  example = {'inputs_pretokenized': 'a', 'targets_pretokenized': 'x'}
+  toy_t0.write_cached_task(task, 'train', [example] * 4, n_shards=2)
+  first, second = p3_cache.find_shards(task, 'train')
+  data = first.read_bytes()
+  first.write_bytes(data[:-10])
+  with pytest.raises(UserError, match='00000-of-00002 is damaged behind rec'):
+    list(p3_cache.read_records([first]))
+  second.unlink()
+  with pytest.raises(UserError, match="has 1 of the 2 shards of 'train'"):
+    p3_cache.find_shards(task, 'train')
+  (task / 'info.train.json').write_text(json.dumps({'shards': 2}))
+  with pytest.raises(UserError, match='info.train.json: no `num_shards`'):
+    p3_cache.find_shards(task, 'train')
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  (
+    ({'part': 'train'}, 'holds no task of glue_mrpc'),
+    ({'part': 'test'}, "'train' or 'heldout', not 'test'"),
+    ({'part': 'heldout'}, 'need `templates`'),
+  ),
+)
+def test_options_that_do_not_fit(tmp_path, options, message):
+  (tmp_path / 'a_task').mkdir()
+  (tmp_path / 'a_task/COMPLETED').write_text('')
+  with pytest.raises(UserError, match=message):
+    p3.register(tmp_path, vocabulary='bytes', name='opt', **options)
