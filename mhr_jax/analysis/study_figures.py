@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from mhr_jax import aggregation
 from mhr_jax.analysis import figures, report_tables
 
@@ -75,7 +77,8 @@ def _points(results: Mapping[str, Any]) -> dict[str, tuple[int, Any]]:
   return {
     name: (method['trainable_parameters'], method['few_shot'])
     for name, method in results.get('methods', {}).items()
-    if method.get('few_shot') and method.get('trainable_parameters')
+    if (method.get('few_shot') or {}).get('values')
+    and method.get('trainable_parameters')
   }
 
 
@@ -148,8 +151,8 @@ def draw_by_parameters(
     panel = figure.subplots()
     for index, (method, (count, cell)) in enumerate(points.items()):
       colour = figures.COLOURS[index % len(figures.COLOURS)]
-      low, high = cell['interval']
-      if low is not None:
+      low, high = _interval_of(cell['values'])
+      if np.isfinite(low):
         panel.plot([count, count], [low, high], color=colour, lw=1.4)
       panel.plot([count], [cell['mean']], 'o', color=colour, ms=6)
       panel.annotate(
