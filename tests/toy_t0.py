@@ -5,6 +5,8 @@ import pathlib
 
 import tensorflow as tf
 
+from mhr_jax.data import registry, sources
+
 _HEAD = """\
 dataset: {dataset}
 templates:
@@ -48,6 +50,14 @@ def mrpc_record(i):
     'label': i % 2,
     'idx': i,
   }
+
+
+def load_task(task):
+  """Returns the examples of a registered task by split."""
+  source = registry.get_task(task).source
+  assert isinstance(source, sources.ExampleSource)
+  made = source.load()
+  return {split: list(made.splits[split]) for split in made.splits}
 
 
 def write_lines(path, records):

@@ -13,11 +13,6 @@ from tests import toy_t0
 _BYTES = ByteVocabulary()
 
 
-def _load(task):
-  made = registry.get_task(task).source.load()
-  return {split: list(made.splits[split]) for split in made.splits}
-
-
 def _write_promptsource(folder):
   """The templates of COPA, as PromptSource's repository has them."""
   path = folder / 'super_glue/copa/templates.yaml'
@@ -101,11 +96,9 @@ def test_held_out_tasks_are_those_rendered_from_raw_records(tmp_path):
     'p3_heldout': forms,
   }
   for form in ('a_plain', 'b_best'):
-    of_raw = _load(f'raw_super_glue_copa_{form}')
-    assert _load(f'p3_super_glue_copa_{form}') == of_raw
+    of_raw = toy_t0.load_task(f'raw_super_glue_copa_{form}')
+    assert toy_t0.load_task(f'p3_super_glue_copa_{form}') == of_raw
     assert len(of_raw['test']) == 6
-  source = registry.get_task('p3_super_glue_copa_a_plain').source
-  assert source.load().category == 'super_glue_copa'
 
 
 def test_training_tasks_are_those_rendered_from_raw_records(tmp_path, caplog):
@@ -131,7 +124,9 @@ def test_training_tasks_are_those_rendered_from_raw_records(tmp_path, caplog):
   assert mixtures == {'p3t_train': ('p3t_glue_mrpc_same',)}
   assert registry.resolve('p3t_train').rates == (3568.0,)
   assert 'has 1 tasks of glue_mrpc; PromptSource has 7' in caplog.text
-  assert _load('p3t_glue_mrpc_same') == _load('rawt_glue_mrpc_same')
+  assert toy_t0.load_task('p3t_glue_mrpc_same') == toy_t0.load_task(
+    'rawt_glue_mrpc_same'
+  )
 
 
 def test_records_that_t0_marked_are_left_out(tmp_path):

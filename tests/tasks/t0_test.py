@@ -12,11 +12,6 @@ from mhr_jax.tasks.t0_datasets import HELD_OUT_SETS
 from tests import toy_t0
 
 
-def _load(task):
-  made = registry.get_task(task).source.load()
-  return {split: list(made.splits[split]) for split in made.splits}
-
-
 def test_tasks_and_mixtures_of_a_folder(tmp_path):
   toy_t0.write_copa(tmp_path)
   mixtures = t0.register(tmp_path, vocabulary='bytes', name='toy')
@@ -35,7 +30,7 @@ def test_tasks_and_mixtures_of_a_folder(tmp_path):
 def test_every_record_in_all_forms_and_in_one(tmp_path):
   toy_t0.write_copa(tmp_path, n_test=40)
   t0.register(tmp_path, vocabulary='bytes', name='forms')
-  splits = _load('forms_super_glue_copa')
+  splits = toy_t0.load_task('forms_super_glue_copa')
   assert {split: len(made) for split, made in splits.items()} == {
     'few_shot_seed0': 8,
     'few_shot_seed7': 8,
@@ -59,8 +54,10 @@ def test_every_record_in_all_forms_and_in_one(tmp_path):
   assert set(drawn) < set(splits['test'])
   n_plain = sum(one.example_id.endswith('plain') for one in drawn)
   assert 10 < n_plain < 30
-  assert _load('forms_super_glue_copa_one_template') == {'test': drawn}
-  plain = _load('forms_super_glue_copa_a_plain')['test']
+  assert toy_t0.load_task('forms_super_glue_copa_one_template') == {
+    'test': drawn
+  }
+  plain = toy_t0.load_task('forms_super_glue_copa_a_plain')['test']
   assert plain == splits['test'][::2]
 
 
@@ -75,9 +72,9 @@ def test_a_template_that_does_not_apply_is_not_drawn(tmp_path, caplog):
   )
   t0.register(tmp_path, vocabulary='bytes', name='half')
   with caplog.at_level(logging.WARNING):
-    assert len(_load('half_super_glue_copa_a_plain')['test']) == 5
+    assert len(toy_t0.load_task('half_super_glue_copa_a_plain')['test']) == 5
   assert '5 of 10 examples are left out: the template does not' in caplog.text
-  drawn = _load('half_super_glue_copa_one_template')['test']
+  drawn = toy_t0.load_task('half_super_glue_copa_one_template')['test']
   assert len(drawn) == 10
   assert all(one.example_id.endswith('best') for one in drawn[::2])
 
@@ -106,7 +103,7 @@ def test_few_shot_draws_of_t_few(tmp_path):
     name='tfew',
     few_shot=tmp_path / 'few_shot',
   )
-  assert set(_load('tfew_super_glue_copa')) == {
+  assert set(toy_t0.load_task('tfew_super_glue_copa')) == {
     'few_shot_seed1024',
     'test',
     'test_one_template',
@@ -132,7 +129,7 @@ def test_rounds_of_anli_have_splits_and_names_of_their_own(tmp_path):
     'rounds_anli_must_be_r1',
     'rounds_anli_must_be_r2',
   )
-  assert set(_load('rounds_anli_r2')) == {
+  assert set(toy_t0.load_task('rounds_anli_r2')) == {
     'few_shot_seed5',
     'train',
     'test',
@@ -205,7 +202,7 @@ def test_a_damaged_record_is_located(tmp_path, line, message):
   (folder / 'validation.raw.jsonl').write_text(f'{good}\n{line}\n')
   t0.register(tmp_path, vocabulary='bytes', name=f'bad{len(line)}')
   with pytest.raises(UserError, match=message):
-    _load(f'bad{len(line)}_super_glue_copa_a_plain')
+    toy_t0.load_task(f'bad{len(line)}_super_glue_copa_a_plain')
 
 
 def test_the_real_sets_have_the_published_sizes(shared_dir):
@@ -215,7 +212,7 @@ def test_the_real_sets_have_the_published_sizes(shared_dir):
   assert len(mixtures['real_super_glue_copa_templates']) == 8
   assert used['super_glue_copa'] == 8
   assert len(mixtures['real_super_glue_cb_templates']) == 15
-  copa = _load('real_super_glue_copa')
+  copa = toy_t0.load_task('real_super_glue_copa')
   assert {split: len(made) for split, made in copa.items()} == {
     **{f'few_shot_seed{s}': 32 * 8 for s in (0, 1, 32, 42, 1024)},
     'test': 800,

@@ -14,11 +14,6 @@ def _template(jinja):
   return Template('t', jinja, None, 'other', 'f', 1)
 
 
-def _load(task):
-  made = registry.get_task(task).source.load()
-  return {split: list(made.splits[split]) for split in made.splits}
-
-
 def test_every_template_is_a_task_at_the_rate_of_its_rows(tmp_path):
   toy_t0.write_mrpc(tmp_path)
   mixtures = t0_training.register(
@@ -40,8 +35,8 @@ def test_the_same_rows_are_held_back_of_every_template(tmp_path):
     datasets=['glue_mrpc'],
     validation_examples=3,
   )
-  same = _load('held_glue_mrpc_same')
-  other = _load('held_glue_mrpc_equal_or_not')
+  same = toy_t0.load_task('held_glue_mrpc_same')
+  other = toy_t0.load_task('held_glue_mrpc_equal_or_not')
 
   def rows(examples):
     return [one.example_id.partition('/')[0] for one in examples]
