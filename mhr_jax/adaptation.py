@@ -19,6 +19,7 @@ from mhr_jax import (
   adapter_soup,
   evaluation,
   methods,
+  movement,
   optim,
   routing,
   run_files,
@@ -88,6 +89,7 @@ class Adapted:
     losses: of training, a token, by step.
     held_back_loss: of the held-back shots, a token; None without any.
     trained: the parameters that trained, by label.
+    moved: how far they are from where they started (`movement`).
     soup: what was averaged to start from; None where nothing was.
   """
 
@@ -98,6 +100,7 @@ class Adapted:
   losses: np.ndarray
   held_back_loss: float | None
   trained: Params
+  moved: movement.Numbers
   soup: Soup | None = None
 
 
@@ -289,7 +292,10 @@ def _adapt_group(
   )
   _check_finite(cells, trained.finite)
   predictions = _predict(model, trained, cells, vocabulary, evaluate)
-  own = jax.tree.map(np.asarray, trained.stacked)
+  stacked = jax.tree.map(np.asarray, trained.stacked)
+  own = [
+    jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(len(cells))
+  ]
   return [
     Adapted(
       task=cell.task,
@@ -298,7 +304,8 @@ def _adapt_group(
       predictions=tuple(of_cell),
       losses=trained.losses[i],
       held_back_loss=_held_back_loss(model, trained, cell, i),
-      trained=jax.tree.map(lambda leaf, i=i: leaf[i], own),
+      trained=own[i],
+      moved=movement.measure_movement(started[i][1], own[i], model.adapters),
       soup=chosen[i][0],
     )
     for i, (cell, of_cell) in enumerate(zip(cells, predictions, strict=True))
@@ -408,6 +415,7 @@ def write_adapted(
       'trains': method.adapt_trains,
       'losses': result.losses,
       'held_back_loss': result.held_back_loss,
+      'moved': result.moved,
       'soup': result.soup,
     },
   )

@@ -3,6 +3,7 @@
 import collections
 from collections.abc import Callable, Mapping
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -91,6 +92,17 @@ class Meter:
     done = batch.step + 1
     if self._settings.is_due(done, self._settings.log_every):
       self.log(done, self._window(done, numbers))
+
+  def measure(
+    self,
+    done: int,
+    numbers_of: Callable[[int, Any], Mapping[str, float]],
+    params: Any,
+  ):
+    """Logs other numbers; what they take is left out of the rates."""
+    self.flush()
+    self.log(done, numbers_of(done, params))
+    self.restart_clock()
 
   def log(self, done: int, values: Mapping[str, float]):
     """Hands numbers to `on_log`, in the first process."""

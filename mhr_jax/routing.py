@@ -277,6 +277,23 @@ def _gates(logits, form, noise):
   return gates.at[..., -1].set(1) if form.shared_skill else gates
 
 
+def entropy(
+  weights: Float[Array, '... skill'],
+) -> Float[Array, '...']:
+  """Returns the entropy of weights' shares: 0 is one skill, 1 is all alike.
+
+  Weights count by their size: not every form's sum to 1, and some have signs.
+  """
+  sizes = jnp.abs(weights)
+  n_skills = sizes.shape[-1]
+  if n_skills == 1:
+    return jnp.zeros(sizes.shape[:-1])
+  total = sizes.sum(axis=-1, keepdims=True)
+  shares = sizes / jnp.where(total > 0, total, 1)
+  bits = jax.scipy.special.entr(shares).sum(axis=-1)
+  return bits / np.log(n_skills)
+
+
 def draw_noise(
   key: PRNGKeyArray,
   shapes: Mapping[str, tuple[int, ...]],

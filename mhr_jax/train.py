@@ -111,8 +111,7 @@ def train(
     backbone: the shape of the T5.
     data: the tasks; prepared first where they are not.
     mixture: how they become batches.
-    settings: steps, seed, when to log, evaluate and save. What trains follows
-      from the method.
+    settings: steps, seed, when to log and save; the method says what trains.
     method: a row of `methods.METHODS`; 'full' trains the backbone.
     adapters: makes the `AdapterConfig` when called with `n_tasks`; such as
       `functools.partial(AdapterConfig, rank=4)`.
@@ -128,8 +127,7 @@ def train(
     mix_in: see `RoutedT5`.
     split: of every task to train on.
     config_change: whether a run may resume with other settings.
-    mode: 'dry_run' builds everything on abstract values, prints what would be
-      trained, and trains nothing.
+    mode: 'dry_run' prints what would be trained, and trains nothing.
     config_text: the resolved configuration, kept in the run folder.
     command: what started the run, for the model card.
 
@@ -139,7 +137,6 @@ def train(
   Raises:
     UserError: something does not fit, or the folder holds another run.
   """
-  optimizer = optimizer or OptimizerSettings()
   asked: dict[str, Any] = {
     'backbone': backbone,
     'data': data,
@@ -147,7 +144,7 @@ def train(
     'settings': settings,
     'method': method,
     'adapters': adapters,
-    'optimizer': optimizer,
+    'optimizer': optimizer or OptimizerSettings(),
     'backbone_from': backbone_from,
     'start_from': start_from,
     'heldback': heldback,

@@ -113,9 +113,8 @@ def fit(
     model, params, settings, optimizer, mesh, rules, on_message
   )
   key = jax.random.key(settings.seed)
-  watched = [*probes]
   if evaluate is not None:
-    watched.insert(0, Probe(settings.eval_every, evaluate))
+    probes = (Probe(settings.eval_every, evaluate), *probes)
   saved = SavedRun(run_dir, settings, optimizer, on_message)
   with saved as run, StopSignals() as signals:
     run.describe(model, state, task_table, vocabulary)
@@ -127,11 +126,9 @@ def fit(
       meter.add(batch, metrics)
       done = batch.step + 1
       # Before saving: what a kill cuts short is done again by who resumes.
-      for every, measure in watched:
-        if settings.is_due(done, every):
-          meter.flush()
-          meter.log(done, measure(done, state.params))
-          meter.restart_clock()
+      for probe in probes:
+        if settings.is_due(done, probe.every):
+          meter.measure(done, probe.measure, state.params)
       if settings.is_due(done, settings.save_every):
         meter.flush()
         run.save(done, state)

@@ -32,3 +32,16 @@ def leaves_by_path(
   """
   found = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)[0]
   return {'/'.join(names_of(path)): leaf for path, leaf in found}
+
+
+def sublayer_of(path: str) -> str:
+  """Returns the stack and the sublayer of a parameter, without its layer.
+
+  >>> sublayer_of('encoder/attention/query/a')
+  'encoder/attention'
+  >>> sublayer_of('decoder/layers_3/mlp/wo/kernel')
+  'decoder/mlp'
+  """
+  *parents, _ = path.split('/')
+  kept = [name for name in parents if not name.startswith('layers')]
+  return '/'.join(kept[:2])

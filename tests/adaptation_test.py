@@ -256,6 +256,10 @@ def test_results_and_predictions_are_written(mhr, cells, tmp_path):
   ]
   facts = json.loads((folder / 'adapted.json').read_text())
   assert facts['method'] == 'mhr_z' and facts['trains'] == ['routers']
+  assert facts['moved'] == result.moved
+  moved = facts['moved']['mixing_weights']['encoder/attention']
+  assert 0 < moved['change'] < 1
+  assert moved['entropy_start'] > 0.99
   arrays = safetensors.load_file(folder / 'trained.safetensors')
   path = 'routers/encoder/attention/query/routing_logits'
   np.testing.assert_array_equal(

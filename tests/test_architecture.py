@@ -74,7 +74,14 @@ _ROWS = (
     'train_state',
     'trainer',
   ),
-  ('adaptation', 'adapter_soup', 'few_shot', 'side_by_side', 'task_embeddings'),
+  (
+    'adaptation',
+    'adapter_soup',
+    'few_shot',
+    'movement',
+    'side_by_side',
+    'task_embeddings',
+  ),
   ('analysis.*',),
   (
     'data.registry',

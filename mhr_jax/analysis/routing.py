@@ -17,6 +17,7 @@ import numpy as np
 
 from mhr_jax import adapters, routing
 from mhr_jax.errors import UserError
+from mhr_jax.routing import entropy as entropy
 from mhr_jax.task_table import TaskTable
 
 Weights = Mapping[str, Float[np.ndarray, 'layer task split skill']]
@@ -57,22 +58,6 @@ def usage(
 ) -> Float[np.ndarray, '... split skill']:
   """Returns each skill's share of the weight, the mean over the tasks."""
   return _shares(weights).mean(axis=-3)
-
-
-def entropy(
-  weights: Float[np.ndarray, '... skill'],
-) -> Float[np.ndarray, '...']:
-  """Returns the entropy of the shares: 0 is one skill, 1 is all alike.
-
-  >>> entropy(np.array([[1.0, 0.0], [0.5, 0.5]])).tolist()
-  [0.0, 1.0]
-  """
-  n_skills = weights.shape[-1]
-  if n_skills == 1:
-    return np.zeros(weights.shape[:-1])
-  shares = _shares(weights)
-  safe = np.where(shares > 0, shares, 1.0)
-  return np.abs((shares * np.log(safe)).sum(axis=-1)) / np.log(n_skills)
 
 
 def _shares(weights):

@@ -103,24 +103,16 @@ def _compiled(form: routing.MixingForm):
 def _statistics(
   logits: Float[Array, '*layer task split skill'], form: routing.MixingForm
 ) -> dict[str, Float[Array, '']]:
-  weights = jnp.abs(routing.mixing_weights(logits, form))
-  used = weights
+  weights = routing.mixing_weights(logits, form)
+  used = jnp.abs(weights)
   found = {}
   if form.mixing in routing.GATED_MIXINGS:
     used = jax.nn.sigmoid(logits)
     either = jnp.stack([used, jax.nn.sigmoid(-logits)], axis=-1)
-    found['discreteness'] = _entropy(either).mean()
+    found['discreteness'] = routing.entropy(either).mean()
     found['active'] = (logits >= 0).mean()
   columns = used.sum(axis=-3)
-  found['evenness'] = _entropy(columns.reshape(*columns.shape[:-2], -1)).mean()
-  return {'entropy': _entropy(weights).mean(), **found}
-
-
-def _entropy(sizes: Float[Array, '... n']) -> Float[Array, '...']:
-  """Returns the entropy of the shares of sizes, over its maximum."""
-  n = sizes.shape[-1]
-  if n == 1:
-    return jnp.zeros(sizes.shape[:-1])
-  total = sizes.sum(axis=-1, keepdims=True)
-  shares = sizes / jnp.where(total > 0, total, 1)
-  return -jax.scipy.special.xlogy(shares, shares).sum(axis=-1) / np.log(n)
+  found['evenness'] = routing.entropy(
+    columns.reshape(*columns.shape[:-2], -1)
+  ).mean()
+  return {'entropy': routing.entropy(weights).mean(), **found}

@@ -16,29 +16,16 @@ import jax
 from jax import numpy as jnp
 from jaxtyping import Array, PyTree
 
-from mhr_jax.tree_paths import leaves_by_path
+from mhr_jax.tree_paths import leaves_by_path, sublayer_of
 
 Part = dict[str, Any]
 Leaves = dict[str, Array]
 
 
-def group_of(path: str) -> str:
-  """Returns the group of layers of a leaf: its stack and sublayer.
-
-  >>> group_of('encoder/attention/query/a')
-  'encoder/attention'
-  >>> group_of('decoder/layers_3/mlp/wo/kernel')
-  'decoder/mlp'
-  """
-  *parents, _ = path.split('/')
-  kept = [name for name in parents if not name.startswith('layers')]
-  return '/'.join(kept[:2])
-
-
 def partitions(paths: Sequence[str], kind: str) -> list[dict[str, str]]:
   """Returns the ways to group leaves: {path: group}, '' is everything."""
   found = [dict.fromkeys(paths, '')]
-  ways = [{path: group_of(path) for path in paths}]
+  ways = [{path: sublayer_of(path) for path in paths}]
   if kind != 'backbone':
     ways.append({path: path.rpartition('/')[2] for path in paths})
   return found + [way for way in ways if len(set(way.values())) > 1]
