@@ -20,7 +20,7 @@ def backbone():
 
 
 def _rows(n=40, width=9, seed=0):
-  """Returns inputs of different lengths, padded, and without padding."""
+  """Returns inputs of different lengths, padded, and views without padding."""
   rng = np.random.default_rng(seed)
   lengths = rng.integers(1, width + 1, n)
   tokens = rng.integers(1, 250, (n, width)).astype(np.int32)
@@ -91,6 +91,9 @@ def _by_hand(rows, documents):
 def test_text_likeness_is_that_of_tf_idf():
   """But for what falls into one bucket, with either sign."""
   tasks = [_rows(n=12, seed=seed) for seed in (0, 1)]
+  for tokens, rows in tasks:  # Every second token is one that all have.
+    tokens[:, ::2] = np.where(tokens[:, ::2] > 0, 5, 0)
+    assert rows[0][0] == 5
   tasks.append((tasks[0][0][:6], tasks[0][1][:6]))
   embedder = task_embeddings.TextEmbedder.fit([tasks[0][0], tasks[1][0]])
   documents = tasks[0][1] + tasks[1][1]
