@@ -248,10 +248,10 @@ class Model:
   def effective_lora(
     self, task: str | int | None = None
   ) -> dict[str, dict[str, Float32[np.ndarray, '...']]]:
-    """Returns the one low-rank pair that a task's mixture amounts to, exactly.
+    """Returns the one adapter that a task's mixture amounts to, exactly.
 
     A linear with kernel W then computes `x W + (x a) b`: the scale, alpha /
-    rank, is in b.
+    rank, is in b. Where the adapters are (IA)³, it computes `(x W) · scale`.
 
     Args:
       task: a name, an id or 'average'; not needed with one task or without
@@ -259,7 +259,7 @@ class Model:
 
     Returns:
       By path of a linear, such as 'encoder/attention/query', `a` [layer, in,
-      rank] and `b` [layer, rank, out].
+      rank] and `b` [layer, rank, out], or of (IA)³ `scale` [layer, out].
 
     Raises:
       UserError: the model has no adapters, or see `logits`.
@@ -304,6 +304,7 @@ class Model:
     | 'native' | the adapters alone; a bare backbone, with its vocabulary | one, or all |
     | 'peft-poly' | the adapters and routers, as PEFT's POLY | all |
     | 'peft-lora' | a task's one low-rank pair, as PEFT's LORA | one |
+    | 'peft-ia3' | a task's one (IA)³ scale, as PEFT's IA3 | one |
     | 'hf' | a folder of transformers, the adapter fused into it | one |
     | 't5x' | a T5X checkpoint: of a task likewise, else unfused | one, or all |
     | 'run' | a run folder, for our trainer to go on with | all |
@@ -419,7 +420,7 @@ def load(
     path: a run folder; a checkpoint of a routed model that T5X trained; or a
       backbone: a folder of `backbones.save_backbone` or of transformers, or a
       T5X checkpoint. With `adapter`, own adapters are left out.
-    adapter: a native adapter folder, a PEFT folder (POLY or LORA) or an mttl
+    adapter: a native adapter folder, a PEFT folder (POLY, LORA, IA3) or an mttl
       checkpoint, for this backbone.
     dtype: of the backbone's parameters and of what is computed; by default the
       parameters are float32, and the folder says what is computed in.

@@ -25,12 +25,14 @@ from mhr_jax.convert import (
   hf_config,
   hf_t5,
   peft,
+  peft_files,
   t5x,
   t5x_files,
   t5x_routed,
 )
 from mhr_jax.errors import UserError, nearest
 from mhr_jax.fusing import Task
+from mhr_jax.inventories import AdapterKind
 from mhr_jax.loading import LoadedModel
 from mhr_jax.model import RoutedT5
 from mhr_jax.t5 import config as config_lib
@@ -38,13 +40,31 @@ from mhr_jax.t5.config import T5Config
 from mhr_jax.task_table import TaskTable
 
 SaveFormat = Literal[
-  'native', 'peft-poly', 'peft-lora', 'hf', 't5x', 'run', 'stablehlo'
+  'native',
+  'peft-poly',
+  'peft-lora',
+  'peft-ia3',
+  'hf',
+  't5x',
+  'run',
+  'stablehlo',
 ]
 SAVE_FORMATS: tuple[str, ...] = get_args(SaveFormat)
-ADAPTER_FORMATS = ('native', 'peft-poly', 'peft-lora')
+ADAPTER_FORMATS = ('native', 'peft-poly', 'peft-lora', 'peft-ia3')
 """The formats of adapters alone; a backbone alone is written 'native' too."""
 
-_PEFT = ('peft-poly', 'peft-lora')
+# The kind of adapter that they hold.
+_PEFT: dict[str, AdapterKind] = {
+  'peft-poly': 'low_rank',
+  'peft-lora': 'low_rank',
+  'peft-ia3': 'ia3',
+}
+_SINGLE = tuple(peft_files.SINGLE.values())
+_WRITERS = {
+  'peft-poly': peft.write_poly,
+  'peft-lora': peft.write_lora,
+  'peft-ia3': peft.write_ia3,
+}
 
 
 class Saved(NamedTuple):
@@ -90,6 +110,8 @@ def check_request(
     )
   if model.adapters is None and format in _PEFT:
     raise UserError(f'{format} holds adapters, and there are none to write.')
+  if model.adapters is not None and format in _PEFT:
+    peft_files.check_kind(model.adapters, _PEFT[format], format)
   if base_model is not None and format not in _PEFT:
     raise UserError(
       f'{format} has no place for base_model, which PEFT reads: leave it out.'
@@ -132,7 +154,7 @@ def _check_task(
       "'peft-poly' holds all tasks and their routing: leave task out, or write"
       " that task's adapter as 'peft-lora'."
     )
-  if task is not None or format in ('hf', 'peft-lora'):
+  if task is not None or format in ('hf', *_SINGLE):
     table = task_choice.known_tasks(model, task_table)
     task_choice.choose_one_task(task, model, table)
 
@@ -190,7 +212,7 @@ def save_bundle(
     path: see `check_target`.
     format: one of `ADAPTER_FORMATS`.
     task: whose adapter to write, alone: a name, an id or 'average'. By default
-      all of them; 'peft-lora' holds one.
+      all of them; 'peft-lora' and 'peft-ia3' hold one.
     base_model: what `adapter_config.json` of PEFT calls the backbone.
 
   Raises:
@@ -206,19 +228,19 @@ def save_bundle(
       f' {", ".join(ADAPTER_FORMATS)}.'
     )
   check_target(path, format)
-  if task is not None or format == 'peft-lora':
+  if task is not None or format in _SINGLE:
     table = task_choice.known_tasks(bundle.model, table)
     chosen = task_choice.choose_one_task(task, bundle.model, table)
     bundle = adapter_folder.effective_bundle(bundle, chosen)
   if format == 'native':
     adapter_folder.save_adapter(path, bundle)
   else:
-    write = peft.write_poly if format == 'peft-poly' else peft.write_lora
-    write(path, bundle, base_model=base_model)
+    _WRITERS[format](path, bundle, base_model=base_model)
   config = bundle.config
+  kind = f'rank {config.rank}' if config.kind == 'low_rank' else '(IA)³'
   what = (
     f'adapters alone: tasks {config.n_tasks}, skills {config.n_skills}, splits'
-    f' {config.n_splits}, rank {config.rank}'
+    f' {config.n_splits}, {kind}'
   )
   return Saved(str(path), what)
 

@@ -45,14 +45,18 @@ def draw_bundle(seed=0, *, backbone=BACKBONE, names=True, **settings):
   )
   rng = np.random.default_rng(seed)
   flat = {
-    path: (rng.normal(size=leaf.shape) * _spread(path, leaf, config)).astype(
-      np.float32
-    )
+    path: (
+      _middle(path) + rng.normal(size=leaf.shape) * _spread(path, leaf, config)
+    ).astype(np.float32)
     for path, leaf in traverse_util.flatten_dict(shapes, sep='/').items()
   }
   params = traverse_util.unflatten_dict(flat, sep='/')
   table = TaskTable(tuple(f'task {i}' for i in range(config.n_tasks)))
   return AdapterBundle(config, params, table if names else None, backbone)
+
+
+def _middle(path):
+  return 1.0 if path.endswith('/scale') else 0.0
 
 
 def _spread(path, leaf, config):
@@ -61,4 +65,6 @@ def _spread(path, leaf, config):
     return (leaf.shape[-2] * config.n_splits) ** -0.5
   if path.endswith('/b'):
     return 0.2 / config.scale / config.rank**0.5
+  if path.endswith('/scale'):
+    return 0.5
   return 2.0

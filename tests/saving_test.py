@@ -224,7 +224,9 @@ def test_what_cannot_be_saved_is_said_before_anything_is_written(
   assert not (tmp_path / 'a').exists()
 
 
-@pytest.mark.parametrize('format', saving.SAVE_FORMATS)
+@pytest.mark.parametrize(
+  'format', [x for x in saving.SAVE_FORMATS if x != 'peft-ia3']
+)
 def test_folders_of_something_else_are_left_alone(model, tmp_path, format):
   (tmp_path / 'notes.txt').write_text('mine')
   task = None if format in ('peft-poly', 'run') else 0

@@ -1,4 +1,4 @@
-"""PEFT's adapter folders, read and written: `POLY` and `LORA`.
+"""PEFT's adapter folders, read and written: `POLY`, `LORA` and `IA3`.
 
 Neither torch nor PEFT is needed, but for folders whose tensors are pickled.
 """
@@ -9,11 +9,15 @@ from etils import epath
 
 from mhr_jax import checkpoints
 from mhr_jax.adapter_folder import AdapterBundle
-from mhr_jax.convert import peft_files, peft_lora, peft_poly
+from mhr_jax.convert import peft_files, peft_ia3, peft_lora, peft_poly
 from mhr_jax.errors import UserError, nearest
 from mhr_jax.t5.config import T5Config
 
-_KINDS: dict[str, Any] = {'LORA': peft_lora, 'POLY': peft_poly}
+_KINDS: dict[str, Any] = {
+  'IA3': peft_ia3,
+  'LORA': peft_lora,
+  'POLY': peft_poly,
+}
 
 
 def read_adapter(
@@ -90,6 +94,26 @@ def write_lora(
     UserError: there are skills to mix, or the folder holds something.
   """
   _write(folder, peft_lora, bundle, base_model)
+
+
+def write_ia3(
+  folder: epath.PathLike,
+  bundle: AdapterBundle,
+  *,
+  base_model: str | None = None,
+) -> None:
+  """Writes an IA3 folder for `peft.PeftModel.from_pretrained`.
+
+  Args:
+    folder: absent or empty.
+    bundle: one (IA)³ adapter without routing, such as
+      `adapter_folder.effective_bundle` returns.
+    base_model: the backbone's name on a hub, or its path.
+
+  Raises:
+    UserError: there are skills to mix, or the folder holds something.
+  """
+  _write(folder, peft_ia3, bundle, base_model)
 
 
 def _write(folder, kind, bundle, base_model):

@@ -13,6 +13,7 @@ from etils import epath
 import numpy as np
 
 from mhr_jax import run_files, run_folder
+from mhr_jax.adapters import AdapterConfig
 from mhr_jax.convert import (
   hf_names,
   linear_tensors,
@@ -20,12 +21,15 @@ from mhr_jax.convert import (
   torch_files,
 )
 from mhr_jax.errors import UserError
+from mhr_jax.inventories import AdapterKind
 from mhr_jax.t5.config import T5Config, list_linears
 from mhr_jax.task_table import TaskTable
 
 CONFIG_FILE = 'adapter_config.json'
 TENSORS_FILE = 'adapter_model.safetensors'
 PICKLE_FILE = 'adapter_model.bin'
+SINGLE: dict[AdapterKind, str] = {'low_rank': 'peft-lora', 'ia3': 'peft-ia3'}
+"""The format of one adapter, by its kind."""
 _PREFIX = 'base_model.model.'
 
 # What says nothing about the function that the tensors compute: which linears
@@ -77,7 +81,7 @@ def check_settings(
     if name not in passed and value not in (None, False, '', [], {}):
       raise UserError(
         f'{where} sets {name}={value!r}, which has no equivalent here: the'
-        ' adapter computes something else than a plain low-rank sum on the'
+        ' adapter computes something else than what its tensors say on the'
         " backbone's linears, or may."
       )
 
@@ -107,8 +111,8 @@ def sort_tensors(
   if found.rest:
     raise UserError(
       f'{where} holds tensors that have no equivalent here:'
-      f" {linear_tensors.list_some(found.rest)}. Low-rank pairs on a T5's"
-      ' linears are read, and nothing else.'
+      f" {linear_tensors.list_some(found.rest)}. Adapters on a T5's linears are"
+      f' read ({", ".join(suffixes.values())}), and nothing else.'
     )
   return found
 
@@ -121,6 +125,44 @@ def get_count(settings: Mapping[str, Any], name: str, *, where: str) -> int:
       f'{where} has {name}={value!r}; a positive whole number is wanted.'
     )
   return value
+
+
+def check_kind(config: AdapterConfig, kind: AdapterKind, what: str) -> None:
+  """Refuses adapters of another kind than a format holds.
+
+  Args:
+    config: of the adapters.
+    kind: that the format holds.
+    what: the format, to begin a sentence with.
+
+  Raises:
+    UserError: names the format that holds them.
+  """
+  if config.kind != kind:
+    single = SINGLE[config.kind]
+    raise UserError(
+      f'{what} holds adapters of the kind {kind!r}, and these are'
+      f" {config.kind!r}: write a task's, or the 'average', as {single}, or all"
+      " of them as 'native'."
+    )
+
+
+def check_single(config: AdapterConfig, what: str) -> None:
+  """Refuses adapters that tasks mix, where a format holds a single one.
+
+  Args:
+    config: of the adapters.
+    what: the format, to begin a sentence with.
+
+  Raises:
+    UserError: there are skills to mix.
+  """
+  if (config.n_skills, config.n_splits, config.mixing) != (1, 1, 'uniform'):
+    raise UserError(
+      f'{what} holds one adapter; here tasks mix theirs'
+      f' ({config.n_tasks} tasks, {config.n_skills} skills, mixing='
+      f"{config.mixing!r}). Say for which task to write it, or 'average'."
+    )
 
 
 def read_tensors(

@@ -188,15 +188,11 @@ def to_peft(
       `adapter_folder.effective_bundle` returns.
 
   Raises:
-    UserError: there are skills to mix.
+    UserError: there are skills to mix, or adapters of another kind.
   """
   config = bundle.config
-  if (config.n_skills, config.n_splits, config.mixing) != (1, 1, 'uniform'):
-    raise UserError(
-      'A LORA folder holds one adapter; here tasks mix theirs'
-      f' ({config.n_tasks} tasks, {config.n_skills} skills, mixing='
-      f"{config.mixing!r}). Say for which task to write it, or 'average'."
-    )
+  peft_files.check_kind(config, 'low_rank', 'A LORA folder')
+  peft_files.check_single(config, 'A LORA folder')
   inventories = adapters_lib.list_inventories(bundle.params['adapters'])
   tensors = {}
   for path, pair in inventories.items():

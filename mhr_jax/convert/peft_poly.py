@@ -100,6 +100,7 @@ def to_peft(
     UserError: the routing has no equivalent in PEFT.
   """
   config = bundle.config
+  peft_files.check_kind(config, 'low_rank', 'A POLY folder')
   _check_expressible(config)
   inventories = adapters_lib.list_inventories(bundle.params['adapters'])
   routers = traverse_util.flatten_dict(

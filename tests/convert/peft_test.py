@@ -416,8 +416,8 @@ class TestTargets:
 class TestFolders:
   def test_other_kinds_are_named(self, tmp_path):
     peft.write_lora(tmp_path, draw_lora())
-    change_folder(tmp_path, lambda s, _: s.update(peft_type='IA3'))
-    with pytest.raises(UserError, match="'IA3', .* There are: LORA, POLY"):
+    change_folder(tmp_path, lambda s, _: s.update(peft_type='OFT'))
+    with pytest.raises(UserError, match="'OFT', .* There are: IA3, LORA, POLY"):
       peft.read_adapter(tmp_path, BACKBONE)
 
   def test_an_empty_folder(self, tmp_path):
