@@ -340,8 +340,10 @@ def _rows_to_mix(config, task_ids, noise_key, example_index):
   """Returns the tasks to mix for: one row where one pair serves all."""
   noisy = config.mixing == 'relaxed_bernoulli' and noise_key is not None
   alone = config.n_tasks == 1 and not noisy
-  if config.mixing == 'uniform' or alone:
+  if config.mixing == 'uniform' or (alone and task_ids is None):
     return jnp.zeros(1, jnp.int32)
+  if alone:  # An id that is not 0 makes the pair of all NaN.
+    return jnp.any(task_ids != 0)[None].astype(jnp.int32)
   if task_ids is not None:
     return task_ids
   if config.n_tasks == 1 and example_index is not None:

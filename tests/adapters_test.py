@@ -244,3 +244,17 @@ def test_a_config_without_routing_keeps_what_adapters_are():
   )
   assert config.without_routing(7) == expected
   assert config.without_routing().n_tasks == 5
+
+
+@pytest.mark.parametrize('mixing', ['sigmoid', 'private', 'uniform'])
+def test_the_only_task_has_the_only_id(mixing):
+  """One pair serves all; an id of no task leaves none, but to an average."""
+  skills = 1 if mixing == 'private' else 3
+  config = AdapterConfig(n_tasks=1, n_skills=skills, mixing=mixing)
+  params = random_params(config)
+  pair = functools.partial(adapters.pair_for_batch, params, config)
+  for ids, right in ([0, 0, 0], True), ([0, 1, 0], False), (None, True):
+    paired = pair(None if ids is None else jnp.array(ids))
+    weights = paired['encoder']['mlp']['wo']['weights']
+    assert weights.shape == (3, 1, 1, skills)
+    assert np.isfinite(weights).all() == (right or mixing == 'uniform')
