@@ -21,6 +21,7 @@ from mhr_jax import (
   methods,
   movement,
   optim,
+  ranking,
   routing,
   run_files,
   scores,
@@ -37,6 +38,7 @@ from mhr_jax.side_by_side import (
   LossSettings,
   Trained,
   generate_cells,
+  score_cells,
   train_cells,
 )
 from mhr_jax.tree_paths import leaves_by_path
@@ -86,11 +88,12 @@ class Adapted:
     seed: of the cell.
     scores: on the task's test set, after the last step.
     predictions: what the scores are of.
-    losses: of training, a token, by step.
+    losses: of training, a token, by step; on answer choices the whole loss.
     held_back_loss: of the held-back shots, a token; None without any.
     trained: the parameters that trained, by label.
     moved: how far they are from where they started (`movement`).
     soup: what was averaged to start from; None where nothing was.
+    loss_parts: of a loss on answer choices, by name, by step.
   """
 
   task: str
@@ -102,6 +105,7 @@ class Adapted:
   trained: Params
   moved: movement.Numbers
   soup: Soup | None = None
+  loss_parts: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 def adaptation_start(
@@ -231,9 +235,11 @@ def adapt(
     One result a cell, in their order.
 
   Raises:
-    UserError: the loss of a cell is not finite.
+    UserError: the loss of a cell is not finite, or asks for answer choices
+      that its shots do not have.
   """
   method = methods.get_method(method)
+  _check_choices(cells, settings.loss)
   found: list[Adapted] = []
   for group in split_groups(cells, settings.side_by_side):
     results = _adapt_group(
@@ -307,6 +313,7 @@ def _adapt_group(
       trained=own[i],
       moved=movement.measure_movement(started[i][1], own[i], model.adapters),
       soup=chosen[i][0],
+      loss_parts={name: of[i] for name, of in trained.loss_parts.items()},
     )
     for i, (cell, of_cell) in enumerate(zip(cells, predictions, strict=True))
   ]
@@ -338,6 +345,16 @@ def _split_key(cell: Cell) -> tuple[jax.Array, jax.Array]:
   return start, training
 
 
+def _check_choices(cells: Sequence[Cell], loss: LossSettings):
+  for cell in cells:
+    if loss.on_choices is not None and 'choice_tokens' not in cell.batches:
+      raise UserError(
+        f'The shots of {cell.name} have no answer choices, or not all of them,'
+        ' which the loss asks for: set LossSettings.choice_loss and'
+        ' LossSettings.unlikelihood to 0, or choose tasks with choices.'
+      )
+
+
 def _check_finite(cells: Sequence[Cell], finite: np.ndarray):
   for cell, of_cell in zip(cells, finite, strict=True):
     if not of_cell.all():
@@ -355,25 +372,55 @@ def _predict(
   vocabulary: Vocabulary,
   evaluate: EvaluationSettings,
 ) -> list[list[scores.Prediction]]:
-  """Decodes the cells' test sets, one batch of each cell at a time."""
+  """Answers the cells' test sets, one batch of each cell at a time."""
   found: list[list[scores.Prediction]] = [[] for _ in cells]
   key = jax.random.key(evaluate.seed)
   for step in range(max(len(cell.test) for cell in cells)):
     batches = [cell.test[min(step, len(cell.test) - 1)] for cell in cells]
-    tokens = np.stack([b.arrays['encoder_input_tokens'] for b in batches])
-    decoded = generate_cells(
-      model,
-      trained,
-      tokens,
-      evaluate.decoding,
-      key=jax.random.fold_in(key, step),
-    )
-    for cell, batch, ids, texts in zip(
-      cells, batches, decoded, found, strict=True
-    ):
+    if evaluate.ranks:
+      answers = _rank(model, trained, batches, evaluate)
+    else:
+      step_key = jax.random.fold_in(key, step)
+      answers = _write(model, trained, batches, vocabulary, evaluate, step_key)
+    for cell, of_batch, of_cell in zip(cells, answers, found, strict=True):
       if step < len(cell.test):
-        texts += evaluation.to_predictions(batch, ids, vocabulary)
+        of_cell += of_batch
   return found
+
+
+def _write(
+  model: RoutedT5,
+  trained: Trained,
+  batches: Sequence[EvalBatch],
+  vocabulary: Vocabulary,
+  evaluate: EvaluationSettings,
+  key: jax.Array,
+) -> list[Iterable[scores.Prediction]]:
+  """Decodes one batch of each cell."""
+  assert evaluate.decoding is not None  # It was checked with the metrics.
+  tokens = np.stack([b.arrays['encoder_input_tokens'] for b in batches])
+  decoded = generate_cells(model, trained, tokens, evaluate.decoding, key=key)
+  return [
+    evaluation.to_predictions(batch, ids, vocabulary)
+    for batch, ids in zip(batches, decoded, strict=True)
+  ]
+
+
+def _rank(
+  model: RoutedT5,
+  trained: Trained,
+  batches: Sequence[EvalBatch],
+  evaluate: EvaluationSettings,
+) -> list[Iterable[scores.Prediction]]:
+  """Ranks the answer choices of one batch of each cell."""
+  widths = ranking.choice_widths(batches)
+  log_probs, lengths = score_cells(
+    model, trained, [ranking.with_choices(batch, widths) for batch in batches]
+  )
+  return [
+    ranking.to_predictions(batch, sums, counts, evaluate.choices)
+    for batch, sums, counts in zip(batches, log_probs, lengths, strict=True)
+  ]
 
 
 def _held_back_loss(
@@ -403,7 +450,7 @@ def write_adapted(
   method = methods.get_method(method)
   folder = epath.Path(folder) / result.task / f'seed{result.seed}'
   _, values = scores.score_predictions(
-    result.predictions, metrics=tuple(result.scores.mean_over_tasks)
+    result.predictions, metrics=result.scores.metrics
   )
   scores.write_scores(folder, result.scores, result.predictions, values)
   run_files.write_json(
@@ -417,6 +464,7 @@ def write_adapted(
       'held_back_loss': result.held_back_loss,
       'moved': result.moved,
       'soup': result.soup,
+      'loss_parts': result.loss_parts,
     },
   )
   if keep == 'trained':

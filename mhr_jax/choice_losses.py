@@ -23,11 +23,12 @@ the sign turned: higher is better here.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+import numpy as np
 
 from mhr_jax.errors import UserError
 
@@ -69,13 +70,13 @@ class Parts(NamedTuple):
 
 
 def normalise_scores(
-  log_probs: Float[Array, '*shape'],
-  lengths: Float[Array, '*shape'],
+  log_probs: Float[Array | np.ndarray, '*shape'],
+  lengths: Float[Array | np.ndarray, '*shape'],
   length_norm: float,
-) -> Float[Array, '*shape']:
+) -> Any:
   """Returns log-probabilities over their lengths to the power `length_norm`.
 
-  Works on JAX's arrays and on NumPy's. A length of 0 counts as 1.
+  JAX's arrays give JAX's, NumPy's NumPy's. A length of 0 counts as 1.
   """
   return log_probs / lengths.clip(1) ** length_norm
 

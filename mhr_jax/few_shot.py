@@ -6,15 +6,14 @@ methods see the same examples in the same order, and nothing is built twice.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+from typing import get_args
 
 from etils import epath
 import numpy as np
 
 from mhr_jax.data import few_shot, records
-from mhr_jax.data.loader import MixtureSettings
 from mhr_jax.data.ordered import EvalBatch, ExampleSource, eval_batches
 from mhr_jax.errors import UserError
-from mhr_jax.task_table import TaskTable
 
 Source = records.TaskSource | ExampleSource
 Batch = Mapping[str, np.ndarray]
@@ -30,6 +29,10 @@ class FewShotSettings:
   Attributes:
     shots: examples of each task, held-back ones included; None takes the
       whole split, whatever its size.
+    forms: what an example is: 'all' takes every record for one; with
+      'one_each', records whose ids are the same before the first '/' (the
+      templates of T0) are forms of one example, which comes once an epoch, in
+      a form drawn anew.
     held_back: how many of the shots are for selection, not for training.
     seeds: one draw of examples, and one training, each.
     steps: of training.
@@ -43,6 +46,7 @@ class FewShotSettings:
   input_length: int
   target_length: int
   shots: int | None = 32
+  forms: few_shot.Forms = 'all'
   held_back: int = 0
   seeds: tuple[int, ...] = (0, 1, 2)
   steps: int = 100
@@ -55,6 +59,8 @@ class FewShotSettings:
     for name in ('steps', 'batch_size', 'test_batch_size'):
       if getattr(self, name) < 1:
         raise UserError(f'{name} is {getattr(self, name)}; at least 1.')
+    if self.forms not in get_args(few_shot.Forms):
+      raise UserError(f"forms is 'all' or 'one_each', not {self.forms!r}.")
     if len(set(self.seeds)) != len(self.seeds) or not self.seeds:
       raise UserError(f'seeds must be different numbers, not {self.seeds}.')
 
@@ -65,24 +71,37 @@ class FewShotTask:
 
   Attributes:
     train: to draw the shots from; or of each seed, where its shots are given.
-    test: to evaluate on.
+    test: to evaluate on: the same task, or several others, such as the
+      templates that a data set is evaluated with.
   """
 
   train: Source | Mapping[int, Source]
-  test: Source
+  test: Source | tuple[Source, ...]
 
   def __post_init__(self):
-    given = isinstance(self.train, Mapping)
-    for source in self.train.values() if given else (self.train,):
-      if source.name != self.test.name:
-        raise UserError(
-          f'Shots of {source.name!r} cannot be tested on {self.test.name!r}.'
-        )
+    names = {source.name for source in self._trains}
+    if not isinstance(self.test, tuple):
+      names.add(self.test.name)
+    if len(names) != 1:
+      raise UserError(
+        f'Shots of one task, and a test set of the same: not {sorted(names)}.'
+      )
+
+  @property
+  def _trains(self) -> tuple[Source, ...]:
+    if isinstance(self.train, Mapping):
+      return tuple(self.train.values())
+    return (self.train,)
+
+  @property
+  def tests(self) -> tuple[Source, ...]:
+    """All sources to evaluate on."""
+    return self.test if isinstance(self.test, tuple) else (self.test,)
 
   @property
   def name(self) -> str:
     """The task's name."""
-    return self.test.name
+    return self._trains[0].name
 
   def train_of(self, seed: int) -> Source:
     """Returns what the shots of a seed are drawn from.
@@ -107,7 +126,8 @@ class Cell:
   Attributes:
     task: the task's name.
     seed: of the draw, the order and all that is random in training.
-    batches: arrays of a batch with a leading axis of steps.
+    batches: arrays of a batch with a leading axis of steps; with answer
+      choices where all shots have them, laid as wide as the cell needs.
     test: the whole test set; cells of one task share it.
     held_back: the held-back shots; () without.
     shots: all shots, the held-back ones too, once each.
@@ -134,6 +154,7 @@ def open_few_shot_tasks(
   *,
   train_split: str = 'train',
   test_split: str = 'test',
+  test_tasks: Mapping[str, Sequence[str]] | None = None,
   seeds: Sequence[int] = (),
 ) -> list[FewShotTask]:
   """Opens prepared tasks for few-shot adaptation.
@@ -144,6 +165,8 @@ def open_few_shot_tasks(
     train_split: to draw the shots from; with '{seed}' in it, a split a seed,
       for benchmarks that say which examples a seed has.
     test_split: to evaluate on.
+    test_tasks: the names of the tasks to evaluate each one on; by default
+      itself.
     seeds: all that will be asked for, where `train_split` names them.
 
   Raises:
@@ -157,8 +180,18 @@ def open_few_shot_tasks(
       seed: task.source(train_split.replace(SEED, str(seed))) for seed in seeds
     }
 
+  def open_test(task: records.PreparedTask) -> Source | tuple[Source, ...]:
+    if test_tasks is None:
+      return task.source(test_split)
+    opened = records.open_tasks(
+      data_dir,
+      test_tasks[task.name],
+      vocabulary_fingerprint=task.vocabulary_spec['fingerprint'],
+    )
+    return tuple(other.source(test_split) for other in opened)
+
   return [
-    FewShotTask(open_train(task), task.source(test_split))
+    FewShotTask(open_train(task), open_test(task))
     for task in records.open_tasks(data_dir, tasks)
   ]
 
@@ -176,12 +209,14 @@ def build_cells(
     UserError: a task has too few examples.
   """
   limit = settings.test_limit
-  sizes = [len(task.test) for task in tasks]
-  sizes = sizes if limit is None else [min(size, limit) for size in sizes]
+  sizes = [
+    sum(min(len(test), limit or len(test)) for test in task.tests)
+    for task in tasks
+  ]
   rows = min(settings.test_batch_size, max(sizes))
   cells = []
   for task in tasks:
-    test = _ordered(task.test, settings, rows, limit=limit)
+    test = _ordered(task.tests, settings, rows, limit=limit)
     cells += [
       _build_cell(task, seed, test, settings) for seed in settings.seeds
     ]
@@ -194,20 +229,20 @@ def _build_cell(
   test: tuple[EvalBatch, ...],
   settings: FewShotSettings,
 ) -> Cell:
-  train = task.train_of(seed)
-  shots = len(train) if settings.shots is None else settings.shots
   drawn = few_shot.few_shot_examples(
-    train, shots, seed, held_back=settings.held_back
+    task.train_of(seed),
+    settings.shots,
+    seed,
+    held_back=settings.held_back,
+    forms=settings.forms,
   )
-  loader = few_shot.examples_loader(
-    {task.name: drawn.train},
-    MixtureSettings(
-      batch_size=settings.batch_size,
-      input_length=settings.input_length,
-      target_length=settings.target_length,
-      seed=seed,
-    ),
-    task_table=TaskTable((task.name,)),
+  loader = few_shot.FewShotLoader(
+    task.name,
+    drawn,
+    batch_size=settings.batch_size,
+    input_length=settings.input_length,
+    target_length=settings.target_length,
+    seed=seed,
   )
   steps = [loader.batch(step) for step in range(settings.steps)]
   held_back = ExampleSource(task.name, drawn.held_back)
@@ -217,21 +252,21 @@ def _build_cell(
     seed=seed,
     batches={name: np.stack([b[name] for b in steps]) for name in steps[0]},
     test=test,
-    held_back=_ordered(held_back, settings, max(1, settings.held_back)),
-    shots=_ordered(shots, settings, len(shots)),
+    held_back=_ordered((held_back,), settings, max(1, len(held_back))),
+    shots=_ordered((shots,), settings, len(shots)),
     indices=drawn.indices,
   )
 
 
 def _ordered(
-  source: Source,
+  sources: Sequence[Source],
   settings: FewShotSettings,
   rows: int,
   *,
   limit: int | None = None,
 ) -> tuple[EvalBatch, ...]:
   batches = eval_batches(
-    [source],
+    sources,
     batch_size=rows,
     input_length=settings.input_length,
     target_length=settings.target_length,

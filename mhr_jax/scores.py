@@ -107,6 +107,11 @@ class Scores:
     default_factory=dict
   )
 
+  @property
+  def metrics(self) -> tuple[str, ...]:
+    """What was asked for, without the baselines that come along."""
+    return tuple(n for n in self.mean_over_tasks if n not in BASELINES)
+
   def of_tasks(self, metric: str) -> dict[str, float]:
     """Returns one metric by task."""
     return {task: values[metric] for task, values in self.tasks.items()}
@@ -296,7 +301,7 @@ def write_scores(
   folder = epath.Path(folder)
   lines = []
   for index, prediction in enumerate(predictions):
-    line = dataclasses.asdict(prediction)
+    line: dict[str, Any] = dataclasses.asdict(prediction)
     line = {'id': line.pop('example_id'), **line}
     if not prediction.choices:
       del line['choices'], line['choice_scores'], line['label']

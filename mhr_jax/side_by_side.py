@@ -1,4 +1,4 @@
-"""Training and decoding several few-shot cells as one program.
+"""Training, decoding and scoring several few-shot cells as one program.
 
 What trains has a leading axis of cells, what is frozen is shared. The whole
 training is one scan over batches that were built before. Programs are kept by
@@ -17,7 +17,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32
 import numpy as np
 
-from mhr_jax import optim
+from mhr_jax import choice_losses, optim
+from mhr_jax.choice_losses import ChoiceLoss
+from mhr_jax.errors import UserError
 from mhr_jax.model import RoutedT5
 from mhr_jax.t5.decoding import DecodingSettings, decode_tokens
 from mhr_jax.train_state import (
@@ -42,14 +44,40 @@ class LossSettings:
     z_loss: weight of the squared log-partition.
     normalisation: what the summed loss of a batch is divided by; see
       `TrainSettings.loss_normalisation`.
+    choice_loss: weight of the cross-entropy over answer choices; see
+      `choice_losses`.
+    unlikelihood: weight of the wrong choices' unlikelihood.
+    length_norm: of a choice's score in `choice_loss`.
+
+  Raises:
+    UserError: a setting is not possible, alone or beside the others.
   """
 
   label_smoothing: float = 0.0
   z_loss: float = 0.0
   normalisation: LossNormalisation = 'tokens'
+  choice_loss: float = 0.0
+  unlikelihood: float = 0.0
+  length_norm: float = 1.0
 
   def __post_init__(self):
     check_normalisation(self.normalisation)
+    if self.on_choices is not None and self.normalisation != 'tokens':
+      raise UserError(
+        'Losses on answer choices are means over tokens and examples by'
+        f' themselves: normalisation stays at its default, not'
+        f' {self.normalisation!r}.'
+      )
+
+  @property
+  def on_choices(self) -> ChoiceLoss | None:
+    """What the loss on answer choices is made of; None where there is none."""
+    found = ChoiceLoss(
+      choice_loss=self.choice_loss,
+      unlikelihood=self.unlikelihood,
+      length_norm=self.length_norm,
+    )
+    return found if found.choice_loss or found.unlikelihood else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,14 +87,16 @@ class Trained:
   Attributes:
     frozen: subtrees that all cells share, by label.
     stacked: subtrees that trained, with a leading axis of cells.
-    losses: a token, by step.
+    losses: a token, by step; on answer choices the whole loss.
     finite: whether loss and gradients were finite, by step.
+    loss_parts: the parts of a loss on answer choices by name, by step.
   """
 
   frozen: Params
   stacked: Params
   losses: Float[np.ndarray, 'cell step']
   finite: Bool[np.ndarray, 'cell step']
+  loss_parts: dict[str, Float[np.ndarray, 'cell step']]
 
   def params_of(self, cell: int) -> Params:
     """Returns all parameters of one cell."""
@@ -107,14 +137,54 @@ def train_cells(
   n_steps = len(batches[0]['task_ids'])
   train = _compiled_training(model, structure, loss, n_steps)
   frozen = {k: tree for k, tree in starts[0].items() if k not in trains}
-  stacked, losses, finite = train(
+  names = [
+    name
+    for name in batches[0]
+    if loss.on_choices is not None or not name.startswith('choice_')
+  ]
+  stacked, *of_steps = train(
     frozen,
     stack_trees([{k: start[k] for k in trains} for start in starts]),
-    {name: np.stack([b[name] for b in batches]) for name in batches[0]},
+    stack_padded([{name: b[name] for name in names} for b in batches]),
     jnp.stack(keys),
     {k: jnp.float32(rates.as_dict()[k]) for k in trains},
   )
-  return Trained(frozen, stacked, np.asarray(losses), np.asarray(finite))
+  return Trained(frozen, stacked, *jax.tree.map(np.asarray, of_steps))
+
+
+def stack_padded(
+  batches: Sequence[Mapping[str, np.ndarray]],
+) -> dict[str, np.ndarray]:
+  """Stacks arrays by name, each filled up with zeros to the widest.
+
+  Cells differ in how many answer choices they have, and how long; zeros are
+  padding and no choice.
+  """
+
+  def stack(arrays):
+    widest = np.max([array.shape for array in arrays], axis=0)
+    filled = [
+      np.pad(array, [(0, n) for n in widest - array.shape]) for array in arrays
+    ]
+    return np.stack(filled)
+
+  return {name: stack([b[name] for b in batches]) for name in batches[0]}
+
+
+@dataclasses.dataclass(frozen=True)
+class _OnChoices:
+  """A model whose loss is that on answer choices, as the trainer asks."""
+
+  model: RoutedT5
+  settings: ChoiceLoss
+
+  def loss(
+    self, params: Any, batch: Any, **options: Any
+  ) -> tuple[Array, Array, dict[str, Array]]:
+    return self.model.choice_loss(params, batch, self.settings, **options)
+
+  def logical_axes(self) -> Any:
+    return self.model.logical_axes()
 
 
 @functools.lru_cache(maxsize=32)
@@ -124,15 +194,22 @@ def _compiled_training(
   loss: LossSettings,
   n_steps: int,
 ) -> Callable[..., Any]:
-  """Returns (frozen, stacked start, batches, keys, rates) -> what trained."""
+  """Returns (frozen, stacked start, batches, keys, rates) -> what trained.
+
+  And of every cell and step the loss, whether all was finite, and the loss's
+  parts.
+  """
   rule = optim.make_optimizer(optimizer, n_steps)
+  on_choices = loss.on_choices
   train_step = make_train_step(
-    model,
+    model if on_choices is None else _OnChoices(model, on_choices),
     rule,
     label_smoothing=loss.label_smoothing,
     z_loss=loss.z_loss,
     normalisation=loss.normalisation,
+    weigh=None if on_choices is None else model.weigh_choice_parts,
   )
+  names = () if on_choices is None else choice_losses.Parts._fields
 
   def train_one(frozen, start, batches, key, rates):
     first = init_state({**frozen, **start}, rule, tuple(start))
@@ -143,10 +220,11 @@ def _compiled_training(
       state = TrainState(step, trainable, frozen, opt_state)
       state, metrics = train_step(state, batch, key, rates)
       mean = metrics['loss_sum'] / jnp.maximum(metrics['weight_sum'], 1e-6)
-      return _moving(state), (mean, metrics['finite'])
+      parts = {name: metrics[name] for name in names}
+      return _moving(state), (mean, metrics['finite'], parts)
 
-    moving, (losses, finite) = jax.lax.scan(body, _moving(first), batches)
-    return moving[1], losses, finite
+    moving, of_steps = jax.lax.scan(body, _moving(first), batches)
+    return moving[1], *of_steps
 
   side_by_side = jax.vmap(train_one, in_axes=(None, 0, 0, 0, None))
   return jax.jit(side_by_side, donate_argnums=1)
@@ -205,3 +283,34 @@ def _compiled_decoding(
     return decoded.reshape(n_cells, n_rows, -1)
 
   return jax.jit(one_by_one if backbone_trains else together)
+
+
+def score_cells(
+  model: RoutedT5,
+  trained: Trained,
+  batches: Sequence[Mapping[str, np.ndarray]],
+) -> tuple[
+  Float[np.ndarray, 'cell row choice'], Float[np.ndarray, 'cell row choice']
+]:
+  """Scores the answer choices of every cell's rows with its own parameters.
+
+  Args:
+    model: of all cells, which have one task each.
+    trained: their parameters.
+    batches: of each cell, with choices; filled up to the widest.
+
+  Returns:
+    Log-probabilities and lengths; see `RoutedT5.score_choices`.
+  """
+  score = _compiled_scoring(model)
+  found = score(trained.frozen, trained.stacked, stack_padded(batches))
+  log_probs, lengths = map(np.asarray, found)
+  return log_probs, lengths
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled_scoring(model: RoutedT5) -> Callable[..., Any]:
+  def score(frozen, own, batch):
+    return model.score_choices({**frozen, **own}, batch)
+
+  return jax.jit(jax.vmap(score, in_axes=(None, 0, 0)))

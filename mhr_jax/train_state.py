@@ -228,6 +228,7 @@ def make_train_step(
   z_loss: float = 0.0,
   normalisation: LossNormalisation = 'tokens',
   uniform_share: UniformShare | None = None,
+  weigh: Callable[[Batch], Batch] | None = None,
   places: TrainState | None = None,
 ) -> TrainStep:
   """Returns the training step of a model, compiled at its first call.
@@ -242,6 +243,8 @@ def make_train_step(
       the batch, or its examples.
     uniform_share: of the steps done before, how much of the mixing weights is
       uniform; passed to the loss.
+    weigh: maps the whole batch before it is cut into micro-batches: adds what
+      a loss must know of all rows, such as what its parts are divided by.
     places: shardings that the new state keeps.
   """
 
@@ -263,6 +266,7 @@ def make_train_step(
   def advance(moving, frozen, batch, key, learning_rates):
     step, trainable, opt_state = moving
     key = jax.random.fold_in(key, step)
+    batch = batch if weigh is None else weigh(batch)
     share = None if uniform_share is None else uniform_share(step)
     sums, grads = gradients(trainable, frozen, batch, key, share)
     by = {'tokens': sums['weight_sum'], 'examples': count_examples(batch)}

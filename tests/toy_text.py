@@ -85,9 +85,9 @@ def make_source(task: str, n: int, *, seed: int = 0) -> ExampleSource:
 
 
 def make_choices(
-  task: str, n: int, *, seed: int = 0, forms: int = 1
+  task: str, n: int, *, seed: int = 0, forms: int = 1, most: int = 4
 ) -> ExampleSource:
-  """Returns `n` examples of 2 to 4 answer choices, each in some forms.
+  """Returns `n` examples of 2 to `most` answer choices, each in some forms.
 
   Choices have one letter or two: few lengths, so that loops compile little.
   """
@@ -95,7 +95,7 @@ def make_choices(
   examples = []
   for i in range(n):
     choices = rng.choice(['a', 'bc', 'd', 'ef', 'g', 'hi'], 4, replace=False)
-    choices = tuple(choices[: rng.integers(2, 5)].tolist())
+    choices = tuple(choices[: rng.integers(2, most + 1)].tolist())
     label = int(rng.integers(len(choices)))
     for form in range(forms):
       # The first form has the choices as they are, the others turned round.

@@ -157,7 +157,7 @@ class Loader:
     Returns:
       The arrays of `batching.assemble`, host-local.
     """
-    return self._build(self.plan(step).local(*self._mine))
+    return self.build(self.plan(step).local(*self._mine))
 
   def plan(self, step: int) -> Plan:
     """Returns which examples stand where in the global batch of a step."""
@@ -234,7 +234,8 @@ class Loader:
       task_keys=self._keys,
     )
 
-  def _build(self, plan: Plan) -> Batch:
+  def build(self, plan: Plan) -> Batch:
+    """Returns the rows of a plan, of this loader or of one's own making."""
     examples = plan.examples
     table, rows = self._store.fetch(examples.tasks, examples.units)
     inputs = table.input_spans(rows)

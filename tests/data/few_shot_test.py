@@ -1,12 +1,18 @@
 """Tests of drawing a few examples and training on them."""
 
+import collections
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
 
 from mhr_jax.data import records
-from mhr_jax.data.few_shot import examples_loader, few_shot_examples
+from mhr_jax.data.few_shot import (
+  FewShotLoader,
+  examples_loader,
+  few_shot_examples,
+)
 from mhr_jax.data.loader import MixtureSettings
 from mhr_jax.errors import UserError
 from mhr_jax.task_table import TaskTable
@@ -74,3 +80,101 @@ def test_training_sees_each_example_once_an_epoch(source):
       assert tokens[tokens != 0].tolist() == want
   for epoch in range(4):
     assert sorted(seen[12 * epoch : 12 * epoch + 12]) == list(range(12))
+
+
+class _Forms:
+  """Four examples in one to three forms; what a record holds tells which."""
+
+  name, category, metric = 'task', None, None
+  counts = (3, 1, 2, 3)
+
+  def __init__(self):
+    self.records = [
+      {
+        'inputs': np.array([10 + i, 20 + form]),
+        'targets': np.array([30 + i]),
+        'target_lengths': np.array([1]),
+        'example_id': f'{i}/{form}',
+        'choices': np.array([30 + i, 40, 40, 50 + form]),
+        'choice_lengths': np.array([1, 2, 1]),
+        'label': 0,
+      }
+      for form in range(3)  # the forms of an example do not lie together
+      for i, n in enumerate(self.counts)
+      if form < n
+    ]
+
+  def __len__(self):
+    return len(self.records)
+
+  def __getitems__(self, indices):
+    return [self.records[i] for i in indices]
+
+
+def _loader(drawn, batch_size=4, seed=3):
+  widths = {'input_length': 4, 'target_length': 8}
+  return FewShotLoader(
+    'task', drawn, batch_size=batch_size, seed=seed, **widths
+  )
+
+
+def test_forms_belong_together():
+  drawn = few_shot_examples(_Forms(), None, 0, forms='one_each')
+  assert sorted(drawn.forms) == sorted(_Forms.counts)
+  ids = [record['example_id'].split('/')[0] for record in drawn.train]
+  assert [k for k, _ in itertools.groupby(ids)] == list(dict.fromkeys(ids))
+  part = few_shot_examples(_Forms(), 3, 0, held_back=1, forms='one_each')
+  assert part.indices == drawn.indices[: len(part.indices)]
+  names = [
+    {r['example_id'][0] for r in x} for x in (part.train, part.held_back)
+  ]
+  assert (len(names[0]), len(names[1])) == (2, 1)
+  assert not names[0] & names[1]
+  assert len(few_shot_examples(_Forms(), None, 0).forms) == 9
+  with pytest.raises(
+    UserError, match="5 examples are wanted, but 'task' has 4"
+  ):
+    few_shot_examples(_Forms(), 5, 0, forms='one_each')
+
+
+def test_an_epoch_has_every_example_once_in_a_form_drawn_anew():
+  drawn = few_shot_examples(_Forms(), None, 0, forms='one_each')
+  loader = _loader(drawn)
+  seen = collections.Counter()
+  for epoch in range(300):
+    batch = loader.batch(epoch)
+    inputs = batch['encoder_input_tokens']
+    assert sorted(inputs[:, 0]) == [10, 11, 12, 13]
+    forms = inputs[:, 1] - 20
+    # Targets and choices are those of the form.
+    assert np.array_equal(
+      batch['decoder_target_tokens'][:, 0], inputs[:, 0] + 20
+    )
+    assert np.array_equal(batch['choice_tokens'][:, 2, 0], 50 + forms)
+    assert batch['choice_tokens'].shape == (4, 3, 8)
+    assert batch['choice_mask'].all() and not batch['choice_labels'].any()
+    seen.update(zip(inputs[:, 0] - 10, forms, strict=True))
+  for i, n in enumerate(_Forms.counts):
+    counts = [seen[i, form] for form in range(n)]
+    assert sum(counts) == 300 and min(counts) > 220 / n
+  for name, array in _loader(drawn).batch(7).items():
+    np.testing.assert_array_equal(array, loader.batch(7)[name])
+  others = [
+    _loader(drawn, seed=s).batch(7)['encoder_input_tokens'] for s in (3, 4)
+  ]
+  assert not np.array_equal(*others)
+
+
+def test_records_that_are_examples_come_as_from_a_mixture(source):
+  draw = few_shot_examples(source, 12, 0)
+  settings = dataclasses.replace(_SETTINGS, seed=3)
+  table = TaskTable(('task',))
+  mixture = examples_loader({'task': draw.train}, settings, task_table=table)
+  loader = FewShotLoader(
+    'task', draw, batch_size=8, input_length=12, target_length=6, seed=3
+  )
+  for step in (0, 1, 5):
+    batch = loader.batch(step)
+    for name, array in mixture.batch(step).items():
+      np.testing.assert_array_equal(batch.pop(name), array)
+    assert not batch
