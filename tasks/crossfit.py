@@ -24,6 +24,7 @@ partitions by kind, such as `train_non_nli_test_nli`, are under `dev`.)
 from collections.abc import Iterable, Mapping, Sequence
 import functools
 import logging
+import os
 import re
 from typing import Literal, get_args
 
@@ -74,9 +75,9 @@ def register(
   Raises:
     UserError: the folder or a partition is not of this form.
   """
-  folder = ni_files.absolute(folder)
+  root = ni_files.absolute(folder)
   vocabulary = vocabulary_lib.load_vocabulary(vocabulary, extra_ids=extra_ids)
-  found = {each.name: each for each in _task_folders(folder)}
+  found = {each.name: each for each in _task_folders(root)}
   for task, path in found.items():
     prefixes = find_prefixes(path, seeds)
     source = sources.ExampleSource(
@@ -281,7 +282,7 @@ def _partition_files(
   given: epath.PathLike | Sequence[epath.PathLike],
 ) -> list[epath.Path]:
   """Returns the JSON files of a folder, of a list, or the one."""
-  paths = [given] if isinstance(given, (str, epath.Path)) else list(given)
+  paths = [given] if isinstance(given, (str, os.PathLike)) else list(given)
   found = []
   for path in map(epath.Path, paths):
     path = path.expanduser()

@@ -81,9 +81,11 @@ def register(
   max_input_tokens: int | None = None,
   splits: SplitSettings | Mapping[str, Any] | None = None,
 ) -> dict[str, tuple[str, ...]]:
-  """Registers the tasks of a folder and the mixtures `<name>_{train,test}`.
+  """Registers the tasks of a folder and mixtures of them.
 
-  No task file is read until its task is prepared.
+  `<name>_train` and `<name>_test` are those of the lists, `<name>_few_shot` the
+  test tasks with enough instances to adapt to. By `order='file'` no task file
+  is read until its task is prepared.
 
   Args:
     folder: the official repository's root, or a part of it in its form.
@@ -131,6 +133,10 @@ def register(
       tasks.append(task)
     if tasks:
       mixtures[f'{name}_{role}'] = tuple(tasks)
+  few_shot = ni_splits.list_few_shot_tasks(folder, splits, track)
+  if few_shot:
+    tasks = tuple(_task_name(name, path) for path in few_shot)
+    mixtures[f'{name}_few_shot'] = tasks
   for mixture, tasks in mixtures.items():
     registry.add_mixture(mixture, tasks, module=__name__)
   return mixtures

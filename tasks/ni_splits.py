@@ -59,7 +59,8 @@ class SplitSettings:
     seed: of the choice of training instances by 'authors'.
     few_shot_seeds: of the choices of few-shot examples by 'authors'.
     shortfall: what to do with a test task that has fewer instances behind its
-      first 100 than `few_shot_pool`, by 'authors': an error, or take them.
+      first 100 than `few_shot_pool`, by 'authors': an error, or take what
+      there is; where there is nothing, it has no few-shot splits.
   """
 
   order: Order = 'file'
@@ -99,6 +100,11 @@ class SplitSettings:
           f'splits: there is no option {name!r}.{nearest(name, known)}'
         )
     return cls(**(options or {}))
+
+  @property
+  def least_pool(self) -> int:
+    """The instances that a task needs to be adapted to."""
+    return 1 if self.shortfall == 'take_all' else self.few_shot_pool
 
   def names(self, role: Role) -> tuple[str, ...]:
     """Returns the splits of a task."""
@@ -175,17 +181,26 @@ def _choose_as_authors(instances, role, settings, path, track):
       f' {settings.few_shot_pool} are wanted as few_shot_pool: lower it, leave'
       " the task out, or take what there is with shortfall='take_all'."
     )
-  if not behind:
-    raise UserError(
-      f'{path} has no instances behind its first {OFFICIAL_TEST} to draw'
-      " few-shot examples from: leave it out, or choose order='file'."
-    )
   pools = {
     f'few_shot_seed{seed}': shuffled(seed)[: settings.few_shot_pool]
     for seed in settings.few_shot_seeds
   }
   test = list(instances[: settings.test_instances])
   return {**pools, 'test': test, 'official_test': test}
+
+
+def list_few_shot_tasks(
+  folder: epath.Path, settings: SplitSettings, track: Track = 'default'
+) -> list[epath.Path]:
+  """Returns the test tasks with enough instances to adapt to.
+
+  By 'authors' that reads all files of both lists, as their choice does.
+  """
+  paths = ni_files.list_tasks(folder, 'test', track)
+  if settings.order == 'file':
+    return paths
+  counts = _counts(str(folder), track)
+  return [p for p in paths if counts['test', p.stem] >= settings.least_pool]
 
 
 @functools.lru_cache(maxsize=8)

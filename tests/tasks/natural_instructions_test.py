@@ -87,7 +87,9 @@ def test_prompt_leaves_examples_out_and_then_cuts_to_fit():
 
 def test_splits_of_a_training_task():
   instances = _TASK['Instances']
-  splits = ni_splits.choose_splits(instances, 'train', SplitSettings(), path='f')
+  splits = ni_splits.choose_splits(
+    instances, 'train', SplitSettings(), path='f'
+  )
   by_hash = sorted(
     instances,
     key=lambda one: hashlib.sha256(f'validation {one["id"]}'.encode()).digest(),
@@ -118,7 +120,11 @@ def test_a_test_task_too_small_for_its_pool_is_an_error():
 def test_registered_prepared_and_read(tmp_path):
   folder = _write(tmp_path)
   mixtures = ni.register(folder, vocabulary='bytes', name='n')
-  assert mixtures == {'n_train': ('n_task_a',), 'n_test': ('n_task_b_x',)}
+  assert mixtures == {
+    'n_train': ('n_task_a',),
+    'n_test': ('n_task_b_x',),
+    'n_few_shot': ('n_task_b_x',),
+  }
   assert ni.register(folder, vocabulary='bytes', name='n') == mixtures
   with pytest.raises(UserError, match='registered twice'):
     ni.register(folder, vocabulary='bytes', name='n', positive_examples=1)
@@ -195,6 +201,7 @@ def test_the_real_subset(shared_dir, tmp_path):
   assert {name: len(tasks) for name, tasks in mixtures.items()} == {
     'real_train': 46,
     'real_test': 7,
+    'real_few_shot': 7,
   }
   results = prepare.prepare(tmp_path, ['real_test'])
   assert sum(result.seconds for result in results) < 60

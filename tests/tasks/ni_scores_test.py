@@ -132,7 +132,8 @@ def test_tasks_of_a_track_are_registered_with_their_own_metric(tmp_path):
   mixtures = ni.register(
     folder, vocabulary='bytes', name='tamil', track='xlingual'
   )
-  assert mixtures == {'tamil_test': ('tamil_task1', 'tamil_task2')}
+  names = ('tamil_task1', 'tamil_task2')
+  assert mixtures == {'tamil_test': names, 'tamil_few_shot': names}
   assert registry.resolve('tamil_test').tasks == mixtures['tamil_test']
   own = [_load(folder, name).metric for name in ('task1', 'task2')]
   assert own == ['exact_match', None]

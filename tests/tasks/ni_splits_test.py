@@ -99,10 +99,23 @@ def test_too_few_instances_say_how_many_there_are(folder):
   assert found['few_shot_seed13'] == _authors(13)['task30_c']
 
 
-def test_a_cut_file_has_no_few_shot_examples_of_the_authors(tmp_path):
-  folder = write_repository(tmp_path, {'a': 100}, (), ('a',))
-  with pytest.raises(UserError, match='no instances behind its first 100'):
-    _chosen(folder, 'a', 'test', few_shot_pool=4, shortfall='take_all')
+@pytest.mark.parametrize(
+  ('shortfall', 'n_few_shot'), [('refuse', 1), ('take_all', 2)]
+)
+def test_tasks_to_adapt_to_have_enough_instances(
+  tmp_path, shortfall, n_few_shot
+):
+  tests = {'a': 100, 'b': 103, 'c': 104}
+  folder = write_repository(tmp_path, tests, (), tests)
+  options = {**_AUTHORS, 'few_shot_pool': 4, 'shortfall': shortfall}
+  name = f'n_{shortfall}'
+  mixtures = ni.register(folder, vocabulary='bytes', name=name, splits=options)
+  assert len(mixtures[f'{name}_test']) == 3
+  wanted = [f'{name}_{task}' for task in tests][-n_few_shot:]
+  assert list(mixtures[f'{name}_few_shot']) == wanted
+  if shortfall == 'take_all':
+    whole = _chosen(folder, 'a', 'test', **options)
+    assert not whole['few_shot_seed13'] and len(whole['test']) == 100
 
 
 def test_options_are_checked():
@@ -121,7 +134,7 @@ def test_a_whole_checkout_has_756_and_119_tasks(tmp_path):
   mixtures = ni.register(
     tmp_path, vocabulary='bytes', name='whole', splits=splits
   )
-  assert [len(tasks) for tasks in mixtures.values()] == [756, 119]
+  assert [len(tasks) for tasks in mixtures.values()] == [756, 119, 119]
   prepare.prepare(tmp_path / 'data', ['whole_task0_x', 'whole_task874_x'])
   task = records.open_task(tmp_path / 'data', 'whole_task874_x')
   pools = {f'few_shot_seed{seed}': 4 for seed in (13, 42, 58)}
