@@ -196,6 +196,35 @@ def test_cells_start_from_soups_of_their_own_side_by_side(private, tmp_path):
   np.testing.assert_allclose(facts['similarities'], [0.958, 0.685], atol=1e-3)
 
 
+def test_every_new_task_has_the_skill_of_its_soup(private):
+  chooser = make_chooser()
+  batches = toy_text.make_batches()
+  model, params, served, soups = adapter_soup.serve_soups(
+    *private, chooser, batches[::-1]
+  )
+  assert list(soups) == ['upper', 'first', 'copy']
+  assert model.adapters.n_skills == model.adapters.n_tasks == 3
+  for i, soup in enumerate(soups.values()):
+    averaged = adapters.average_adapters(
+      private[1]['adapters'], chooser.shares(soup)
+    )
+    jax.tree.map(
+      lambda all_of, one, i=i: np.testing.assert_array_equal(
+        all_of[:, :, [i]], one
+      ),
+      params['adapters'],
+      averaged,
+    )
+  for old, new in zip(batches[::-1], served, strict=True):
+    ids = [list(soups).index(record.task) for record in new.records]
+    n = len(ids)
+    assert new.arrays['task_ids'].tolist() == ids + [0] * (4 - n)
+    np.testing.assert_array_equal(
+      new.arrays['encoder_input_tokens'], old.arrays['encoder_input_tokens']
+    )
+
+
+@pytest.mark.slow
 def test_zero_shot_serves_every_task_by_its_own_soup(private, tmp_path):
   """Against one model a task, with that task's average alone."""
   model, params = private
