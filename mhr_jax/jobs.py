@@ -278,8 +278,7 @@ def _check_start(
     )
   if start_from is not None and backbone_from is not None:
     raise UserError('Give backbone_from or start_from, not both.')
-  after = 'average_after_training'
-  if method.shares_pretraining and method.zero_shot != after:
+  if method.shares_pretraining and not method.trains_average:
     raise UserError(
       f'{method.name} trains on new tasks only (`mhr-jax adapt`).'
     )

@@ -120,12 +120,11 @@ def _count(method: Method, backbone: T5Config, base: AdapterConfig) -> Counts:
     return found
 
   before = count('pretrain', base.n_tasks)
-  averages = method.zero_shot == 'average_after_training'
   return Counts(
     adapters=before['adapters'],
     routers=before['routers'],
     pretrain=before['trainable'],
-    average=count('average', 1)['trainable'] if averages else None,
+    average=count('average', 1)['trainable'] if method.trains_average else None,
     adapt=count('adapt', 1)['trainable'],
   )
 

@@ -84,6 +84,11 @@ class Method:
     return self.pretrain_as != self.name
 
   @property
+  def trains_average(self) -> bool:
+    """Whether its averaged adapter trains on, after pre-training."""
+    return self.zero_shot == 'average_after_training'
+
+  @property
   def has_routers(self) -> bool:
     """Whether pre-training has routing logits, learned or random."""
     return self.routing in ('learned', 'random')

@@ -197,6 +197,40 @@ def test_mu_starts_from_the_average(mhr):
   jax.tree.map(np.testing.assert_array_equal, start, expected)
 
 
+@pytest.mark.parametrize(
+  ('method', 'labels', 'kept'),
+  [
+    ('lora_big', ('adapters',), True),
+    ('mhr_rand', ('adapters', 'routers'), False),
+    ('random', ('adapters', 'routers'), True),
+    ('random_mu', ('adapters',), False),
+  ],
+)
+def test_what_a_control_starts_from(method, labels, kept):
+  """What is drawn and what is kept of the run of its pre-training."""
+  base = toy_text.make_model().adapters
+  config = methods.adapter_config(method, base)
+  model = dataclasses.replace(toy_text.make_model(), adapters=config)
+  params = toy_text.make_params(model)
+  one_task, start = adaptation.adaptation_start(
+    model, params, method, key=jax.random.key(0)
+  )
+  assert set(start) == {'backbone', *labels}
+  assert one_task.adapters.n_tasks == 1
+  jax.tree.map(
+    lambda x, y: np.testing.assert_equal(x.shape, y.shape),
+    start,
+    one_task.abstract_params(),
+  )
+  assert (start['adapters'] is params['adapters']) == kept
+  assert start['backbone'] is params['backbone']
+  leaf = start['adapters']['encoder']['mlp']['wo']
+  if method == 'lora_big':
+    assert leaf['a'].shape == (1, 1, 1, 16, base.rank * base.n_skills)
+  if method == 'mhr_rand':
+    assert not leaf['b'].any()
+
+
 @pytest.mark.slow
 def test_full_trains_the_backbone(cells):
   model = dataclasses.replace(toy_text.make_model(), adapters=None)

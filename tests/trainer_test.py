@@ -13,7 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mhr_jax import checkpoints, optim, partitioning, train_state, trainer
+from mhr_jax import (
+  checkpoints,
+  methods,
+  optim,
+  partitioning,
+  train_state,
+  trainer,
+)
 from mhr_jax.errors import UserError
 from mhr_jax.run_signals import Terminated
 from mhr_jax.task_table import TaskTable
@@ -78,6 +85,7 @@ def _fit(
   [
     (('adapters', 'routers'), 'adamw'),
     (('routers',), 'adafactor'),
+    (methods.trained_labels('random', 'pretrain'), 'adamw'),
     (('backbone', 'adapters', 'routers'), 'adafactor'),
   ],
 )
