@@ -118,6 +118,15 @@ def test_a_form_of_mhr_is_what_its_file_says(name, form):
   assert (config.mixing_form, config.n_splits) == (form, 8)
 
 
+def test_every_method_has_a_file():
+  found = {
+    re.search(r"^METHOD = '(\w+)'", (_CONFIGS / name).read_text(), re.M)[1]
+    for name in _FILES
+    if name.startswith('methods/')
+  }
+  assert found == set(methods.METHODS)
+
+
 def _dry_run(files, data_dir, *bindings):
   argv = [f'--gin_file={file}' for file in files]
   argv += [f'--gin.{binding}' for binding in bindings]
