@@ -20,6 +20,7 @@ from mhr_jax import (
 from mhr_jax.adapters import AdapterConfig, LinearShape
 from mhr_jax.errors import UserError
 from mhr_jax.model import RoutedT5
+from mhr_jax.t5 import layers
 from mhr_jax.t5.config import T5Config, list_linears, t5_config
 from mhr_jax.t5.decoding import DecodingSettings
 
@@ -115,7 +116,8 @@ def test_leaves_are_ones_and_only_the_output_is_split():
   assert jax.tree.map(jnp.shape, shapes['encoder']['mlp']) == {
     'wi_1': {'scale': (2, 4, 4, 6)}
   }
-  drawn = ROUTED.init_added(jax.random.key(0))['adapters']
+  linears = list_linears(T5)
+  drawn = adapters.init_adapters(jax.random.key(0), MHR, linears)
   assert all((leaf == 1).all() for leaf in jax.tree.leaves(drawn))
   axes = ROUTED.logical_axes()['adapters']['encoder']['attention']['value']
   assert axes == {'scale': ('layers', 'split', 'skill', 'joined_kv')}
@@ -199,6 +201,21 @@ def test_what_does_not_fit_is_not_fused():
     fusing.fuse(params['backbone'], T5, bundle, MHR, 0)
 
 
+def test_rows_are_scaled_by_groups_in_the_wider_dtype():
+  rng = np.random.default_rng(5)
+  y = rng.normal(size=(6, 2, 4)).astype(jnp.bfloat16)
+  scale = (1 + 1e-3 * rng.normal(size=(3, 4))).astype(np.float32)
+  scaled = layers.apply_scale(jnp.asarray(y), jnp.asarray(scale))
+  assert scaled.dtype == jnp.bfloat16
+  for row in range(6):
+    expected = (y[row].astype(np.float32) * scale[row // 2]).astype(y.dtype)
+    np.testing.assert_array_equal(scaled[row], expected)
+  alone = layers.apply_scale(jnp.asarray(y), jnp.asarray(scale[:1]))
+  expected = (y.astype(np.float32) * scale[0]).astype(y.dtype)
+  np.testing.assert_array_equal(alone, expected)
+
+
+@pytest.mark.slow
 def test_mixed_tasks_decode_as_each_alone():
   settings = DecodingSettings(max_new_tokens=3, num_beams=2)
   params, batch = params_of(), make_batch()

@@ -83,12 +83,12 @@ def _scales_inputs(settings: Mapping[str, Any], path: str, where: str) -> bool:
   Raises:
     UserError: the setting is neither names nor a regular expression.
   """
-  named = settings.get('feedforward_modules') or []
+  named: Any = settings.get('feedforward_modules') or []
   module = hf_names.module_name(path, 0)
   if isinstance(named, list) and all(isinstance(x, str) for x in named):
     return any(module.endswith(name) for name in named)
   try:
-    return bool(re.fullmatch(named, module))
+    return re.fullmatch(named, module) is not None
   except (re.error, TypeError) as error:
     raise UserError(
       f'{where}/{peft_files.CONFIG_FILE}: feedforward_modules={named!r} is'
