@@ -31,7 +31,7 @@ from mhr_jax.errors import UserError
 from mhr_jax.evaluation import EvaluationSettings
 from mhr_jax.few_shot import FewShotSettings
 from mhr_jax.progress import Progress
-from mhr_jax.scores import Scores
+from mhr_jax.scores import ACCURACY, BASELINES, Scores
 from mhr_jax.t5.decoding import DecodingSettings
 from mhr_jax.task_data import TaskData
 from mhr_jax.task_table import TaskTable
@@ -53,13 +53,14 @@ def evaluate(
   step: int | None = None,
   folder: str | None = None,
 ) -> Scores:
-  """Writes a text for every instance of some tasks and scores it.
+  """Predicts an answer for every instance of some tasks and scores it.
 
   Args:
     run_dir: the run.
     data: the tasks. With `evaluation_settings.adapter='average'` they may be
       any; otherwise the run must have been trained on them.
-    evaluation_settings: how to write texts, and which adapter serves a task.
+    evaluation_settings: whether to write texts or to rank answer choices, and
+      how, and which adapter serves a task.
     split: of every task.
     input_length: tokens of the inputs, EOS included; longer ones are cut.
     target_length: tokens of the first reference, likewise.
@@ -163,6 +164,7 @@ def adapt(
   evaluation_settings: EvaluationSettings,
   train_split: str = 'train',
   test_split: str = 'test',
+  test_tasks: str = few_shot.TASK,
   step: int | None = None,
   folder: str | None = None,
 ) -> list[Adapted]:
@@ -174,10 +176,13 @@ def adapt(
     data: the new tasks.
     few_shot_settings: how many examples, how many seeds, how long.
     adaptation_settings: how to train.
-    evaluation_settings: how to write and score texts.
+    evaluation_settings: how to predict answers and score them.
     train_split: to draw the examples from; with '{seed}' in it, a split a
       seed.
     test_split: to evaluate on.
+    test_tasks: the task or mixture to evaluate on, where '{task}' stands for
+      the task that is adapted to: '{task}_templates' are a data set's
+      templates.
     step: of which checkpoint; the last one by default.
     folder: gets a folder a task and seed, and `results.json`; by default
       `RUN/few_shot/METHOD`.
@@ -194,6 +199,7 @@ def adapt(
     found.tasks,
     train_split=train_split,
     test_split=test_split,
+    test_tasks=_resolve_tests(data, found.tasks, test_tasks),
     seeds=few_shot_settings.seeds,
   )
   cells = few_shot.build_cells(tasks, few_shot_settings)
@@ -224,6 +230,20 @@ def adapt(
     summarise(results, evaluation_settings.metrics),
   )
   return results
+
+
+def _resolve_tests(
+  data: TaskData, tasks: Sequence[str], pattern: str
+) -> dict[str, tuple[str, ...]] | None:
+  """Returns what each task is evaluated on, prepared; None for itself."""
+  if pattern == few_shot.TASK:
+    return None
+  return {
+    task: dataclasses.replace(data, tasks=pattern.replace(few_shot.TASK, task))
+    .resolve()
+    .tasks
+    for task in tasks
+  }
 
 
 def summarise(
@@ -280,7 +300,10 @@ def predict(
 
 
 def score_table(scores: Scores) -> str:
-  """Returns the scores by task, then over all, as text."""
+  """Returns the scores by task, then over all, as text.
+
+  Of ranked answer choices also how each category's tasks differ.
+  """
   metrics = [name for name in scores.overall if name != 'instances']
   width = max(map(len, [*scores.tasks, 'mean over tasks']))
   lines = [f'{"":{width}}  ' + '  '.join(f'{name:>11}' for name in metrics)]
@@ -292,23 +315,41 @@ def score_table(scores: Scores) -> str:
   for name, values in rows.items():
     cells = '  '.join(f'{values[metric]:11.2f}' for metric in metrics)
     lines.append(f'{name:{width}}  {cells}')
+  if ACCURACY in scores.metrics and scores.category_spread:
+    lines += ['', *_spread_lines(scores)]
   return '\n'.join(lines)
+
+
+def _spread_lines(scores: Scores) -> list[str]:
+  """Returns the accuracy of each category over its tasks, as lines."""
+  title = 'accuracy over the tasks of'
+  width = max(map(len, [*scores.category_spread, title]))
+  lines = [
+    f'{title:{width}}   tasks     mean   median    quartiles apart    chance'
+  ]
+  for category, spread in scores.category_spread.items():
+    found, chance = spread[ACCURACY], scores.categories[category]['chance']
+    lines.append(
+      f'{category:{width}}  {found.tasks:6}  {found.mean:7.2f}'
+      f'  {found.median:7.2f}  {found.interquartile_range:17.2f}'
+      f'  {chance:8.2f}'
+    )
+  return lines
 
 
 def adaptation_table(results: Sequence[Adapted]) -> str:
   """Returns each task's mean over seeds and its values, then soups, as text."""
-  metrics = [name for name in results[0].scores.overall if name != 'instances']
   lines = []
-  for metric in metrics:
+  for metric in results[0].scores.metrics:
     lines.append(f'{metric}, mean over seeds (by seed)')
     for task in dict.fromkeys(result.task for result in results):
-      values = [
-        result.scores.overall[metric]
-        for result in results
-        if result.task == task
-      ]
+      found = [r.scores.overall for r in results if r.task == task]
+      values = [overall[metric] for overall in found]
       shown = ', '.join(f'{value:.1f}' for value in values)
-      lines.append(f'  {statistics.mean(values):6.2f}  {task}  ({shown})')
+      line = f'  {statistics.mean(values):6.2f}  {task}  ({shown})'
+      if metric == ACCURACY:
+        line += ''.join(f', {name} {found[0][name]:.1f}' for name in BASELINES)
+      lines.append(line)
   soups = [each for each in results if each.soup is not None]
   if soups:
     lines.append('nearest training tasks, averaged to start from (similarity)')

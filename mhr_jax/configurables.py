@@ -13,6 +13,7 @@ from mhr_jax.evaluation import EvaluationSettings
 from mhr_jax.few_shot import FewShotSettings
 from mhr_jax.jobs import HeldBackSettings
 from mhr_jax.optim import OptimizerSettings
+from mhr_jax.ranking import ChoiceSettings
 from mhr_jax.side_by_side import LossSettings
 from mhr_jax.t5.config import T5Config, t5_config
 from mhr_jax.t5.decoding import DecodingSettings
@@ -38,6 +39,7 @@ def all_configurables() -> tuple[Callable, ...]:
     AdaptationSettings,
     AdapterConfig,
     AlignmentSettings,
+    ChoiceSettings,
     DecodingSettings,
     EvaluationSettings,
     FewShotSettings,

@@ -20,6 +20,8 @@ Batch = Mapping[str, np.ndarray]
 
 SEED = '{seed}'
 """In a split's name: where the seed stands."""
+TASK = '{task}'
+"""In the name of what is tested on: where the task's name stands."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
