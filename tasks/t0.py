@@ -9,9 +9,8 @@ that T0 gives to its tasks, behind a prefix:
                                   drawn for it (the protocol of T-Few and of
                                   MHR's authors)
     t0_<dataset>                  few-shot: splits few_shot_seed<S>, and train
-                                  where its records are there, and test, with
-                                  every record in all forms; and
-                                  test_one_template
+                                  where its records are there, with every
+                                  record in all forms; and test_one_template
     t0_<dataset>_templates        mixture: the data set's templates
     t0_heldout                    mixture: those of all data sets
     t0_heldout_one_template       mixture: t0_<dataset>_one_template of all
@@ -113,7 +112,7 @@ def register(
         add('one_template', test, usable, drawn=('test',))
       )
     if train:
-      both = train | test | {f'{key}_one_template': test[key] for key in test}
+      both = train | _only(splits, test_one_template=held_out.test_split)
       mixtures.setdefault(f'{name}_few_shot', []).append(
         add(
           '',

@@ -108,7 +108,6 @@ def test_a_prepared_builder_gives_what_json_lines_give(tmp_path):
   assert len(files) == 2
   assert set(registry.get_task('tfds_super_glue_copa').splits) == {
     'train',
-    'test',
     'test_one_template',
   }
 
