@@ -23,7 +23,7 @@ from mhr_jax import (
   run_folder,
   trainer,
 )
-from mhr_jax.analysis import routing
+from mhr_jax.analysis import routing, skills
 from mhr_jax.analysis.gradients import AlignmentSettings
 from mhr_jax.analysis.routing_statistics import RoutingStatisticsSettings
 from mhr_jax.data.mixture_settings import MixtureSettings
@@ -232,12 +232,14 @@ def run_job(
 
 
 def _save_routing(job: Job, params: Mapping[str, Any]) -> None:
-  """Keeps every task's mixing weights, for the report; a few kilobytes."""
+  """Keeps tasks' mixing weights and skills' likeness, for the report."""
   adapters = job.model.adapters
   if adapters is not None and adapters.has_routers:
     weights = routing.task_mixing_weights(params, adapters)
+    alike = skills.skill_similarity(params)
     if jax.process_index() == 0:
       routing.save_routing(job.run_dir, weights, job.task_table)
+      skills.save_skills(job.run_dir, alike)
 
 
 def flat_settings(values: Mapping[str, Any]) -> dict[str, str]:

@@ -6,7 +6,7 @@ can be searched and copied. Matplotlib is imported when the first figure is
 drawn.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
@@ -14,7 +14,6 @@ import io
 import re
 from typing import Any, Literal
 
-from jaxtyping import Float
 import numpy as np
 
 # Paul Tol's bright scheme: told apart by the colour-blind, readable on both
@@ -29,7 +28,7 @@ COLOURS = (
   '#BB7744',
   '#888888',
 )
-_INK = '#010203'
+INK = '#010203'
 _STYLE = {
   'svg.fonttype': 'none',
   'svg.hashsalt': 'mhr_jax',
@@ -50,12 +49,11 @@ _STYLE = {
       'xtick.color',
       'ytick.color',
     ),
-    _INK,
+    INK,
   ),
 }
 _MAX_POINTS = 300
-_MAX_TASK_LABELS = 60
-_PAGE_INCHES = 11.0  # the page is 70rem wide; a figure's inch is 96 pixels
+PAGE_INCHES = 11.0  # the page is 70rem wide; a figure's inch is 96 pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +108,7 @@ def draw_figure(
     caption: see `Figure`.
   """
   svg = _render(draw, size, 'svg').decode()
-  svg = svg[svg.index('<svg') :].replace(_INK, 'currentColor')
+  svg = svg[svg.index('<svg') :].replace(INK, 'currentColor')
   svg = re.sub(r'\b(id="|href="#|url\(#)', rf'\g<1>{name}-', svg)
   # A <style> here would hold for the whole page.
   svg = re.sub(r'<(metadata|style)\b.*?</\1>', '', svg, flags=re.DOTALL)
@@ -218,6 +216,8 @@ def draw_curves(
   *,
   title: str = 'Learning curves',
   name: str = 'curves',
+  ylabel: str = '',
+  caption: str = '',
 ) -> Figure:
   """Draws one panel a number: colours by group, dashes by part.
 
@@ -225,11 +225,13 @@ def draw_curves(
     panels: {name of the number: its curves}.
     title: of the figure.
     name: prefix of the ids in the markup.
+    ylabel: of the panels at the left, where all are of one kind.
+    caption: what the numbers are, before how to read the figure.
   """
   curves = [curve for of in panels.values() for curve in of]
   groups = list(dict.fromkeys(curve.group for curve in curves))
   parts = list(dict.fromkeys(curve.part for curve in curves))
-  n_columns = min(len(panels), 3)
+  n_columns = 2 if len(panels) == 4 else min(len(panels), 3)
   n_rows = -(-len(panels) // n_columns)
 
   def draw(figure):
@@ -242,14 +244,17 @@ def draw_curves(
       panel.grid(color='#888888', alpha=0.25, lw=0.5)
     for panel in axes[len(panels) :]:
       panel.set_visible(False)
-    _draw_legend(figure, groups, parts)
+    for panel in axes[::n_columns]:
+      panel.set_ylabel(ylabel)
+    draw_legend(figure, groups, parts)
 
   return draw_figure(
     draw,
     size=(3.2 * n_columns, 2.4 * n_rows + 0.5),
     title=title,
     name=name,
-    caption='One line a run; runs of one method share a colour.',
+    caption=f'{caption} One line a run; runs of one method share a'
+    ' colour.'.strip(),
   )
 
 
@@ -269,7 +274,10 @@ def _dashes(index: int) -> str:
   return ('-', '--', ':', '-.')[index % 4]
 
 
-def _draw_legend(figure, groups, parts):
+def draw_legend(
+  figure: Any, groups: Sequence[str], parts: Sequence[str] = ()
+) -> None:
+  """Draws what colours (groups) and dashes (parts) mean, below the panels."""
   from matplotlib import lines
 
   handles = [
@@ -284,6 +292,15 @@ def _draw_legend(figure, groups, parts):
   figure.legend(
     handles=handles, loc='outside lower left', ncols=min(len(handles), 8)
   )
+
+
+def encoder_first(names: Iterable[str]) -> list[str]:
+  """Returns names of stacks or parts of stacks, the encoder's first.
+
+  >>> encoder_first(['decoder/mlp', 'encoder/mlp', 'decoder/self_attention'])
+  ['encoder/mlp', 'decoder/mlp', 'decoder/self_attention']
+  """
+  return sorted(names, key=lambda name: name.partition('/')[0] != 'encoder')
 
 
 def thin(
@@ -301,145 +318,4 @@ def thin(
   return (
     np.array([x[piece].mean() for piece in pieces]),
     np.array([y[piece].mean() for piece in pieces]),
-  )
-
-
-def draw_routing(
-  panels: Mapping[str, Float[np.ndarray, 'task split skill']],
-  tasks: Sequence[str],
-  *,
-  title: str,
-  name: str,
-) -> Figure:
-  """Draws mixing weights as heatmaps: a row a task, a column a skill.
-
-  Splits stand side by side, apart by a gap. All panels share one scale.
-
-  Args:
-    panels: {title of the panel: weights}.
-    tasks: names of the rows.
-    title: of the figure.
-    name: prefix of the ids in the markup.
-  """
-  highest = max(float(w.max()) for w in panels.values())
-  n_splits, n_skills = next(iter(panels.values())).shape[1:]
-  named = len(tasks) <= _MAX_TASK_LABELS
-  label_width = _label_width(tasks) if named else 0.3
-  room = _PAGE_INCHES - label_width - 0.8
-  n_cells = n_splits * (n_skills + 1)
-  # Two panels abreast where their cells do not become too narrow for it.
-  width = max(1.7, 0.035 * n_cells, min(0.05 * n_cells, room / 2 - 0.25))
-  n_columns = min(len(panels), max(1, int(room / (width + 0.25))))
-  n_rows = -(-len(panels) // n_columns)
-
-  def draw(figure):
-    grid = figure.subplots(n_rows, n_columns, sharey=True, squeeze=False)
-    for panel, (label, weights) in zip(
-      grid.ravel(), panels.items(), strict=False
-    ):
-      image = _draw_weights(panel, weights, highest)
-      panel.set_title(label, loc='left', fontsize=8.5)
-    for panel in grid.ravel()[len(panels) :]:
-      panel.set_visible(False)
-    for panel in grid[:, 0]:
-      _label_tasks(panel, tasks, named)
-    _draw_scale(figure, image, list(grid.ravel()), 'mixing weight')
-
-  return draw_figure(
-    draw,
-    size=(
-      label_width + n_columns * (width + 0.25) + 0.8,
-      n_rows * (0.8 + len(tasks) * (0.16 if named else 0.04)),
-    ),
-    title=title,
-    name=name,
-    caption='Each row is a task, each column a skill'
-    + (', splits side by side' if n_splits > 1 else '')
-    + f'; 1/{n_skills} = {1 / n_skills:.3g} is indifference. Tasks are in the'
-    ' order of their likeness.',
-  )
-
-
-def _draw_weights(panel, weights, highest):
-  _, n_splits, n_skills = weights.shape
-  image = panel.imshow(
-    _side_by_side(weights),
-    aspect='auto',
-    cmap='viridis',
-    vmin=0.0,
-    vmax=highest,
-    interpolation='nearest',
-  )
-  if n_splits > 1:
-    centres = np.arange(n_splits) * (n_skills + 1) + (n_skills - 1) / 2
-    panel.set_xticks(centres, [str(split) for split in range(n_splits)])
-    panel.set_xlabel('split (its skills side by side)')
-  else:
-    panel.set_xticks(range(n_skills))
-    panel.set_xlabel('skill')
-  panel.tick_params(length=0, labelsize=7.5)
-  panel.spines[:].set_visible(False)
-  return image
-
-
-def _label_width(tasks: Sequence[str]) -> float:
-  """Inches that the names take at 7 points."""
-  return 0.3 + 0.062 * max(map(len, tasks))
-
-
-def _label_tasks(panel, tasks, named):
-  if named:
-    panel.set_yticks(range(len(tasks)), tasks, fontsize=7)
-  else:
-    panel.set_yticks([])
-    panel.set_ylabel(f'{len(tasks)} tasks')
-
-
-def _draw_scale(figure, image, panels, label):
-  height = 0.5 * figure.get_figheight()
-  bar = figure.colorbar(
-    image, ax=panels, shrink=0.5, pad=0.015, aspect=height / 0.12
-  )
-  bar.set_label(label)
-  bar.outline.set_visible(False)
-
-
-def _side_by_side(weights: np.ndarray) -> np.ndarray:
-  """[task, split, skill] -> [task, columns], NaN between the splits."""
-  n_tasks, n_splits, _ = weights.shape
-  gap = np.full((n_tasks, n_splits, 1), np.nan)
-  joined = np.concatenate([weights.astype(float), gap], axis=2)
-  return joined.reshape(n_tasks, -1)[:, :-1]
-
-
-def draw_similarity(
-  similarity: Float[np.ndarray, 'task task'],
-  tasks: Sequence[str],
-  *,
-  title: str,
-  name: str,
-) -> Figure:
-  """Draws how alike tasks are routed, as a square heatmap."""
-  named = len(tasks) <= _MAX_TASK_LABELS
-  side = 1.2 + len(tasks) * (0.14 if named else 0.03)
-
-  def draw(figure):
-    panel = figure.subplots()
-    image = panel.imshow(
-      similarity, cmap='RdBu_r', vmin=-1, vmax=1, interpolation='nearest'
-    )
-    panel.spines[:].set_visible(False)
-    panel.tick_params(length=0)
-    panel.set_xticks([])
-    panel.set_xlabel('tasks, in the same order')
-    _label_tasks(panel, tasks, named)
-    _draw_scale(figure, image, [panel], 'likeness of routing')
-
-  return draw_figure(
-    draw,
-    size=(side + (_label_width(tasks) if named else 0.3) + 0.8, side),
-    title=title,
-    name=name,
-    caption='Correlation of the tasks’ mixing weights over all linears, the'
-    ' mean over tasks taken off.',
   )

@@ -89,24 +89,58 @@ def _by_task(weights):
   return np.moveaxis(weights, 1, 0).reshape(weights.shape[1], -1)
 
 
+def cluster_tasks(
+  similarity: Float[np.ndarray, 'task task'],
+) -> Float[np.ndarray, 'join four'] | None:
+  """Returns SciPy's tree of the tasks: average linkage of 1 − similarity.
+
+  None for fewer than three tasks, where there is nothing to order.
+  """
+  from scipy.cluster import hierarchy
+  from scipy.spatial import distance
+
+  if len(similarity) < 3:
+    return None
+  gap = np.clip(1.0 - similarity, 0.0, None)
+  np.fill_diagonal(gap, 0.0)
+  gap = (gap + gap.T) / 2
+  return hierarchy.linkage(distance.squareform(gap), method='average')
+
+
 def order_tasks(
   similarity: Float[np.ndarray, 'task task'],
 ) -> Int[np.ndarray, 'task']:
   """Returns an order of the tasks in which neighbours are alike.
 
-  The leaves of an average-linkage clustering of 1 − similarity.
+  The leaves of `cluster_tasks`.
   """
   from scipy.cluster import hierarchy
-  from scipy.spatial import distance
 
-  n_tasks = len(similarity)
-  if n_tasks < 3:
-    return np.arange(n_tasks)
-  gap = np.clip(1.0 - similarity, 0.0, None)
-  np.fill_diagonal(gap, 0.0)
-  gap = (gap + gap.T) / 2
-  tree = hierarchy.linkage(distance.squareform(gap), method='average')
+  tree = cluster_tasks(similarity)
+  if tree is None:
+    return np.arange(len(similarity))
   return hierarchy.leaves_list(tree)
+
+
+def shares_of_use(
+  weights: Weights,
+) -> dict[str, dict[str, Float[np.ndarray, 'router skill']]]:
+  """Returns {stack: {sublayer: each router's use of its skills}}.
+
+  A router is one of a linear, a layer and a split, also where linears share
+  it; its skills are its own, so nothing is averaged over routers.
+  """
+  found: dict[str, dict[str, list[np.ndarray]]] = {}
+  # The encoder's first.
+  for path, w in sorted(weights.items(), reverse=True):
+    stack, _, rest = path.partition('/')
+    shares = usage(w).reshape(-1, w.shape[-1])
+    sublayer = rest.partition('/')[0] or stack
+    found.setdefault(stack, {}).setdefault(sublayer, []).append(shares)
+  return {
+    stack: {name: np.concatenate(parts) for name, parts in of.items()}
+    for stack, of in found.items()
+  }
 
 
 def save_routing(

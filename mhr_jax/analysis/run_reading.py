@@ -12,12 +12,15 @@ from typing import Any
 from etils import epath
 import numpy as np
 
-from mhr_jax import reporting, run_files
-from mhr_jax.analysis import routing
+from mhr_jax import adaptation, reporting, run_files
+from mhr_jax.analysis import gradients, routing, skills
 from mhr_jax.errors import UserError
 from mhr_jax.task_table import TaskTable
 
 _DEPTH = 3
+# RUN/few_shot/METHOD/TASK/seedN, STUDY/few_shot/METHOD/seedN/TASK/seedN.
+_ADAPTED_DEPTH = 6
+_NO_CELLS = ('backbone', 'checkpoints', 'tensorboard', 'vocabulary')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,12 +30,14 @@ class RunFacts:
   Attributes:
     name: the folder's path below the report's, such as 'mhr/seed0'.
     facts: what `run.json` holds; {} without it.
-    metrics: the lines of `metrics.jsonl`.
+    metrics: the lines of `metrics.jsonl`, and those of `alignment.json` at
+      steps that it says nothing of.
     scores: what each `scores.json` holds, by the name of its sub-folder; ''
       is the run's own folder.
     config_text: the resolved configuration, '' without it.
     weights: mixing weights by path of the linear, or None.
     tasks: names of the tasks of `weights`.
+    skills: cosines between skills by path of the linear, or None.
   """
 
   name: str
@@ -42,6 +47,7 @@ class RunFacts:
   config_text: str
   weights: Mapping[str, np.ndarray] | None
   tasks: TaskTable | None
+  skills: Mapping[str, np.ndarray] | None = None
 
   @property
   def group(self) -> str:
@@ -68,12 +74,21 @@ def read_run(folder: epath.PathLike, *, name: str = '') -> RunFacts:
   return RunFacts(
     name=name or folder.name,
     facts=read_object(folder / run_files.RUN_FILE),
-    metrics=reporting.read_metrics(folder),
+    metrics=_read_metrics(folder),
     scores=_read_scores(folder),
     config_text=config.read_text() if config.exists() else '',
     weights=weights,
     tasks=tasks,
+    skills=skills.load_skills(folder),
   )
+
+
+def _read_metrics(folder: epath.Path) -> list[dict[str, Any]]:
+  lines = reporting.read_metrics(folder)
+  name = f'{gradients.PART}/tasks'
+  known = {line['step'] for line in lines if name in line}
+  later = gradients.load_alignment(folder).items()
+  return lines + [{'step': s, **of} for s, of in later if s not in known]
 
 
 def _read_scores(folder: epath.Path) -> dict[str, Any]:
@@ -114,6 +129,35 @@ def _runs_below(folder: epath.Path, prefix: str, depth: int):
 def _is_run(folder: epath.Path) -> bool:
   names = (run_files.RUN_FILE, run_files.METRICS_FILE)
   return any((folder / name).exists() for name in names)
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaptedFacts:
+  """What `adapted.json` of one few-shot cell says.
+
+  Attributes:
+    method: that adapted.
+    moved: see `movement.measure_movement`; {} in older files.
+  """
+
+  method: str
+  moved: Mapping[str, Any]
+
+
+def read_adapted(folder: epath.PathLike) -> list[AdaptedFacts]:
+  """Reads every few-shot cell's facts below a folder."""
+  return list(_adapted_below(epath.Path(folder), _ADAPTED_DEPTH))
+
+
+def _adapted_below(folder: epath.Path, depth: int):
+  path = folder / adaptation.ADAPTED_FILE
+  if path.exists():
+    facts = run_files.read_json(path)
+    yield AdaptedFacts(facts.get('method', ''), facts.get('moved') or {})
+  elif depth:
+    for child in sorted(folder.iterdir(), key=lambda path: path.name):
+      if child.is_dir() and child.name not in _NO_CELLS:
+        yield from _adapted_below(child, depth - 1)
 
 
 def read_object(path: epath.PathLike) -> dict[str, Any]:

@@ -155,7 +155,7 @@ def test_a_single_run_has_curves_routing_parameters_and_configuration(
   page = _Page(text)
   for section in ('scores', 'curves', 'routing', 'parameters', 'configuration'):
     assert ('id', section) in page.attributes
-  assert page.tags.count('svg') == 3
+  assert page.tags.count('svg') == 4
   assert page.row('plain one') == ['plain one', '4', '50.0']
   assert page.row('mean over tasks')[2] == '40.0'
   assert page.row('adapters/plain')[1:] == ['100', '100.00%', 'float32', 'yes']

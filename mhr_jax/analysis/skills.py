@@ -1,0 +1,93 @@
+"""How alike the skills of an inventory have become, from parameters alone."""
+
+from collections.abc import Mapping
+import io
+from typing import Any
+
+from etils import epath
+import jax
+from jax import numpy as jnp
+from jaxtyping import Array, Float
+import numpy as np
+
+from mhr_jax import adapters, evaluation, inventories
+
+SKILLS_FILE = 'skills.npz'
+
+Similarities = dict[str, Float[np.ndarray, 'layer split skill skill']]
+
+
+def skill_similarity(params: Mapping[str, Any]) -> Similarities:
+  """Returns the cosines between the skills of each inventory, by linear.
+
+  Between what two skills add to the linear on the features of a split: the
+  products a b of low-rank pairs, which unlike a and b do not depend on how a
+  product is shared out between the two; scale − 1 of (IA)³. A skill that adds
+  nothing has cosine 0 with the others.
+
+  Args:
+    params: with 'adapters'.
+  """
+
+  @jax.jit
+  def measure(tree):
+    return {
+      path: jax.lax.map(_cosines, inventory)
+      for path, inventory in adapters.list_inventories(tree).items()
+    }
+
+  where = evaluation.replicated_like(params)
+  found = measure(params['adapters'])
+  if where is not None:
+    found = jax.device_put(found, where)
+  return {path: np.asarray(cosines) for path, cosines in found.items()}
+
+
+def _cosines(
+  inventory: Mapping[str, Float[Array, 'split skill *features']],
+) -> Float[Array, 'split skill skill']:
+  """Returns the cosines of one layer's skills."""
+  with jax.default_matmul_precision('highest'):
+    if inventories.SCALE in inventory:
+      added = inventory[inventories.SCALE] - 1
+      inner = jnp.einsum('skx,smx->skm', added, added)
+    else:
+      # tr((a_k b_k)ᵀ a_m b_m) from rank × rank products alone.
+      a, b = inventory['a'], inventory['b']
+      left = jnp.einsum('skxr,smxq->skmrq', a, a)
+      right = jnp.einsum('skro,smqo->skmrq', b, b)
+      inner = (left * right).sum(axis=(-2, -1))
+  square = jnp.diagonal(inner, axis1=-2, axis2=-1)
+  norms = jnp.sqrt(jnp.maximum(square, 0))
+  product = norms[..., :, None] * norms[..., None, :]
+  cosines = inner / jnp.where(product > 0, product, 1)
+  return jnp.where(jnp.eye(cosines.shape[-1], dtype=bool), 1.0, cosines)
+
+
+def mean_cosine(
+  cosines: Float[np.ndarray, '... skill skill'],
+) -> Float[np.ndarray, '...']:
+  """Returns the mean over pairs of different skills."""
+  n = cosines.shape[-1]
+  trace = np.trace(cosines, axis1=-2, axis2=-1)
+  return (cosines.sum(axis=(-2, -1)) - trace) / (n * (n - 1))
+
+
+def save_skills(folder: epath.PathLike, found: Similarities) -> None:
+  """Writes `skills.npz`."""
+  buffer = io.BytesIO()
+  arrays: dict[str, Any] = {
+    path: cosines.astype(np.float32) for path, cosines in found.items()
+  }
+  np.savez_compressed(buffer, **arrays)
+  epath.Path(folder).mkdir(parents=True, exist_ok=True)
+  (epath.Path(folder) / SKILLS_FILE).write_bytes(buffer.getvalue())
+
+
+def load_skills(folder: epath.PathLike) -> Similarities | None:
+  """Reads what `save_skills` wrote; None where there is nothing."""
+  path = epath.Path(folder) / SKILLS_FILE
+  if not path.exists():
+    return None
+  with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
+    return {name: stored[name] for name in stored.files}
