@@ -199,7 +199,7 @@ def adapt(
     found.tasks,
     train_split=train_split,
     test_split=test_split,
-    test_tasks=_resolve_tests(data, found.tasks, test_tasks),
+    test_tasks=resolve_tests(data, found.tasks, test_tasks),
     seeds=few_shot_settings.seeds,
   )
   cells = few_shot.build_cells(tasks, few_shot_settings)
@@ -232,10 +232,16 @@ def adapt(
   return results
 
 
-def _resolve_tests(
+def resolve_tests(
   data: TaskData, tasks: Sequence[str], pattern: str
 ) -> dict[str, tuple[str, ...]] | None:
-  """Returns what each task is evaluated on, prepared; None for itself."""
+  """Returns what each task is evaluated on, prepared; None for itself.
+
+  Args:
+    data: the tasks that are adapted to.
+    tasks: their names.
+    pattern: see `adapt`.
+  """
   if pattern == few_shot.TASK:
     return None
   return {

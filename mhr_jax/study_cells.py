@@ -8,6 +8,7 @@ which are kept the same way.
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import math
 from typing import Any
 
 from etils import epath
@@ -50,13 +51,12 @@ class CellScores:
     cls, found: Scores, metric: str, categories: Mapping[str, str]
   ) -> 'CellScores':
     """Takes the scores of an evaluation."""
-    others = [name for name in found.mean_over_tasks if name != metric]
-    return cls(
-      found.overall[metric],
-      found.of_tasks(metric),
-      {name: found.of_tasks(name) for name in others},
-      categories,
-    )
+    tasks = {
+      name: {t: _defined(x) for t, x in found.of_tasks(name).items()}
+      for name in found.mean_over_tasks
+    }
+    score = _defined(found.overall[metric])
+    return cls(score, tasks.pop(metric), tasks, categories)
 
   @classmethod
   def of_parts(
@@ -68,7 +68,7 @@ class CellScores:
     """Joins tasks and draws that were evaluated apart, by their instances.
 
     Args:
-      parts: at least one, with 'task', 'draw', 'overall' (the metrics and
+      parts: at least one, with 'draw', 'tasks' (of each the metrics and
         'instances') and 'trainable_parameters'.
       metric: the study's.
       categories: of the tasks that have one.
@@ -102,20 +102,26 @@ class CellScores:
 
 def _join(parts: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any]:
   """Returns `score`, `tasks` and `others` of parts, means over their draws."""
-  weights = [part['overall']['instances'] for part in parts]
-  scores = [part['overall'][metric] for part in parts]
-  names = [name for name in parts[0]['overall'] if name != 'instances']
+  pairs = [pair for part in parts for pair in part['tasks'].items()]
+  weights = [numbers['instances'] for _, numbers in pairs]
+  scores = [_defined(numbers[metric]) for _, numbers in pairs]
   tasks: dict[str, dict[str, float]] = {}
-  for name in names:
+  for name in pairs[0][1]:
     values: dict[str, list[float]] = {}
-    for part in parts:
-      values.setdefault(part['task'], []).append(part['overall'][name])
+    for task, numbers in pairs:
+      values.setdefault(task, []).append(_defined(numbers[name]))
     tasks[name] = {task: float(np.mean(of)) for task, of in values.items()}
+  tasks.pop('instances')
   return {
     'score': float(np.average(scores, weights=weights)),
     'tasks': tasks.pop(metric),
     'others': tasks,
   }
+
+
+def _defined(score: float | None) -> float:
+  """Counts a correlation that is not defined as 0, as `scores` does."""
+  return 0.0 if score is None or math.isnan(score) else score
 
 
 class Cells:

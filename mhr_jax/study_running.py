@@ -215,9 +215,8 @@ class Runner:
     )
     return [
       {
-        'task': of.task,
         'draw': of.seed,
-        'overall': of.scores.overall,
+        'tasks': of.scores.tasks,  # One, or those it is evaluated on.
         'trainable_parameters': sum(
           leaf.size for leaf in jax.tree.leaves(of.trained)
         ),
@@ -252,6 +251,7 @@ class Runner:
       few.data.resolve().tasks,
       train_split=few.split,
       test_split=few.test_split,
+      test_tasks=few.tests(),
       seeds=sorted(
         {draw for seed in self._study.seeds for draw in few.seeds_of(seed)}
       ),

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Literal
 
-from mhr_jax import methods
+from mhr_jax import commands, few_shot, methods
 from mhr_jax.adaptation import AdaptationSettings
 from mhr_jax.analysis.gradients import AlignmentSettings
 from mhr_jax.analysis.routing_statistics import RoutingStatisticsSettings
@@ -96,6 +96,8 @@ class FewShot:
     settings: shots, steps and lengths; its seeds are the study's.
     split: of every task, to draw shots from.
     test_split: of every task, to evaluate on.
+    test_tasks: what to evaluate on, with '{task}' for the one adapted to; see
+      `commands.adapt`.
     adaptation: how each method trains, by its name.
     draws: seeds of draws of examples, each for every pre-training; () draws
       once a pre-training, by its own seed.
@@ -106,6 +108,7 @@ class FewShot:
   adaptation: Mapping[str, AdaptationSettings]
   split: str = 'few_shot'
   test_split: str = 'test'
+  test_tasks: str = few_shot.TASK
   draws: Sequence[int] = ()
 
   def __post_init__(self):
@@ -115,10 +118,20 @@ class FewShot:
     """Returns the seeds of the draws that a pre-training is adapted to."""
     return tuple(self.draws) or (seed,)
 
+  def tests(self) -> dict[str, tuple[str, ...]] | None:
+    """Returns what each task is evaluated on, prepared; None for itself."""
+    tasks = self.data.resolve().tasks
+    return commands.resolve_tests(self.data, tasks, self.test_tasks)
+
   def test_set(self) -> TestSet:
     """Returns the unseen tasks' test instances, for the backbone alone."""
+    tests = self.tests()
+    data = self.data
+    if tests is not None:
+      names = dict.fromkeys(name for of in tests.values() for name in of)
+      data = dataclasses.replace(data, tasks=tuple(names))
     return TestSet(
-      data=self.data,
+      data=data,
       input_length=self.settings.input_length,
       target_length=self.settings.target_length,
       split=self.test_split,

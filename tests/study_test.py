@@ -1,91 +1,41 @@
-"""A study's cells, table and what it does when it is started again."""
+"""A study's cells, and what it does when it is started again, or killed."""
 
 import dataclasses
-import functools
 import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 
-from mhr_jax import study as study_lib, study_results
-from mhr_jax.adaptation import AdaptationSettings
-from mhr_jax.adapters import AdapterConfig
-from mhr_jax.data.mixture_settings import MixtureSettings
+from mhr_jax import study as study_lib
+from mhr_jax import study_results
 from mhr_jax.errors import UserError
-from mhr_jax.evaluation import EvaluationSettings
-from mhr_jax.few_shot import FewShotSettings
-from mhr_jax.optim import OptimizerSettings
-from mhr_jax.t5.decoding import DecodingSettings
-from mhr_jax.task_data import TaskData
-from mhr_jax.trainer import TrainSettings
-import toy_text
+import toy_study
 
 pytestmark = pytest.mark.slow
 
-TRAINING, UNSEEN = ('old_a', 'old_b'), ('new_a', 'new_b')
-WIDTHS = {'input_length': 10, 'target_length': 6}
-METHODS = ('lora', 'mhr', 'mhr_z', 'mhr_mu')
+SEEDS = toy_study.SEEDS
 
 
 @pytest.fixture(scope='module')
-def data_dir(tmp_path_factory, write_task):
-  """Prepared data: random strings, two tasks of each kind."""
+def data_dir(tmp_path_factory):
+  """Prepared data: two tasks to train on, three unseen ones."""
   folder = tmp_path_factory.mktemp('data')
-  for i, name in enumerate(TRAINING):
-    write_task(folder, name, seed=i, train=20, test=3 + i)
-  for i, name in enumerate(UNSEEN):
-    write_task(folder, name, seed=i, few_shot=8, test=3 + i)
+  toy_study.write_data(folder)
   return folder
-
-
-def make_settings(data_dir) -> study_lib.Study:
-  """Returns a study of a few steps."""
-
-  def training(tasks, steps):
-    return study_lib.Training(
-      data=TaskData(tasks, data_dir=str(data_dir)),
-      mixture=MixtureSettings(batch_size=8, **WIDTHS),
-      settings=TrainSettings(steps=steps),
-      optimizer=OptimizerSettings(),
-    )
-
-  def test_set(tasks):
-    data = TaskData(tasks, data_dir=str(data_dir))
-    return study_lib.TestSet(data=data, batch_size=4, **WIDTHS)
-
-  adaptation = AdaptationSettings(optimizer=OptimizerSettings())
-  targets = toy_text.ADAPTERS.targets
-  return study_lib.Study(
-    suite='toy',
-    methods=METHODS,
-    seeds=(3, 4),
-    backbone=dataclasses.replace(toy_text.CONFIG, vocab_size=384),
-    adapters=functools.partial(
-      AdapterConfig, n_skills=3, n_splits=2, rank=2, targets=targets
-    ),
-    backbone_training=training(TRAINING, 2),
-    multi_task=training(TRAINING, 3),
-    average=training(TRAINING, 1),
-    multi_task_test=test_set(TRAINING),
-    zero_shot_test=test_set(UNSEEN),
-    few_shot=study_lib.FewShot(
-      data=TaskData(UNSEEN, data_dir=str(data_dir)),
-      settings=FewShotSettings(shots=4, steps=2, batch_size=4, **WIDTHS),
-      adaptation=dict.fromkeys(METHODS, adaptation),
-    ),
-    evaluation=EvaluationSettings(
-      decoding=DecodingSettings(max_new_tokens=6), metrics=('rouge_l',)
-    ),
-    metric='rouge_l',
-    baselines={'copy': {'few_shot': {'new_a': 1.0, 'new_b': 3.0}}},
-  )
 
 
 @pytest.fixture(scope='module')
 def finished(data_dir, tmp_path_factory):
   """The folder of a finished study, and its results."""
   folder = tmp_path_factory.mktemp('study')
-  results = study_lib.study(str(folder), settings=make_settings(data_dir))
+  results = study_lib.study(
+    str(folder), settings=toy_study.make_settings(data_dir)
+  )
   return folder, results
 
 
@@ -94,8 +44,8 @@ def test_every_cell_is_a_number_or_undefined(finished):
   assert json.loads((folder / 'results.json').read_text()) == json.loads(
     json.dumps(results)
   )
-  assert results['suite'] == 'toy' and results['seeds'] == [3, 4]
-  assert results['baselines']['copy']['few_shot']['mean'] == 2.0
+  assert results['suite'] == 'toy' and results['seeds'] == list(SEEDS)
+  assert results['baselines']['copy']['few_shot']['mean'] == 3.0
   rows = results['methods']
   assert list(rows) == [
     'lora',
@@ -103,6 +53,7 @@ def test_every_cell_is_a_number_or_undefined(finished):
     'mhr, shuffled task ids',
     'mhr_z',
     'mhr_mu',
+    'mhr_rand',
   ]
   defined = {
     row: [phase for phase in cells if isinstance(cells[phase], dict)]
@@ -115,6 +66,7 @@ def test_every_cell_is_a_number_or_undefined(finished):
     'mhr, shuffled task ids': ['multi_task'],
     'mhr_z': ['few_shot'],
     'mhr_mu': ['zero_shot', 'few_shot'],
+    'mhr_rand': ['few_shot'],
   }
 
 
@@ -130,20 +82,21 @@ def test_trainable_parameters_are_those_of_adaptation(finished):
     'mhr, shuffled task ids': None,
     'mhr_z': row_of_routing,
     'mhr_mu': adapter,
+    'mhr_rand': 3 * adapter + row_of_routing,
   }
 
 
 def test_means_follow_from_the_written_scores(finished):
   folder, results = finished
   values = results['methods']['mhr']['few_shot']['values']
-  for seed, value in zip((3, 4), values, strict=True):
+  for seed, value in zip(SEEDS, values, strict=True):
     scores = [
-      json.loads(line)['rouge_l']
+      json.loads(line)['exact_match']
       for path in (folder / 'few_shot' / 'mhr').rglob('predictions.jsonl')
       if f'seed{seed}' in str(path)
       for line in path.read_text().splitlines()
     ]
-    assert len(scores) == 7
+    assert len(scores) == 21 and 0 < np.mean(scores) < 100
     np.testing.assert_allclose(value, np.mean(scores), rtol=1e-6)
 
 
@@ -153,7 +106,7 @@ def test_a_study_started_again_does_what_is_missing(finished, data_dir):
   before = cell.read_text()
   others = {p: p.stat().st_mtime_ns for p in folder.rglob('cells/*')}
   cell.unlink()
-  settings = make_settings(data_dir)
+  settings = toy_study.make_settings(data_dir)
   again = study_lib.run_study(folder, settings)
   assert cell.read_text() == before
   assert study_results.to_results(settings, again) == results
@@ -168,13 +121,13 @@ def test_the_report_names_all_rows(finished):
 
 
 def test_a_method_without_adaptation_is_an_error(data_dir):
-  settings = make_settings(data_dir)
+  settings = toy_study.make_settings(data_dir)
   with pytest.raises(UserError, match="says nothing of 'poly'"):
     dataclasses.replace(settings, methods=('lora', 'poly'))
 
 
 def test_cells_of_other_settings_are_not_taken_for_these(finished, data_dir):
-  settings = make_settings(data_dir)
+  settings = toy_study.make_settings(data_dir)
   few = dataclasses.replace(
     settings.few_shot,
     settings=dataclasses.replace(settings.few_shot.settings, shots=5),
@@ -191,3 +144,70 @@ def test_right_ids_are_compared_with_shuffled_ones_by_seed(finished):
   shuffled = rows['mhr, shuffled task ids']['multi_task']
   difference = np.subtract(right['values'], shuffled['values']).mean()
   assert right['over_shuffled']['mean'] == pytest.approx(difference)
+
+
+def test_alignment_is_what_the_trainings_logged(finished):
+  folder, results = finished
+  lines = [
+    json.loads(line)
+    for line in (folder / 'mhr/seed4/metrics.jsonl').read_text().splitlines()
+  ]
+  logged = [
+    x['alignment/effective'] for x in lines if 'alignment/effective' in x
+  ]
+  assert len(logged) == 2
+  found = results['methods']['mhr']['alignment']
+  assert found['effective/last']['values'][1] == logged[-1]
+  assert found['effective/mean']['values'][1] == pytest.approx(np.mean(logged))
+  assert 'alignment' not in results['methods']['mhr_z']
+
+
+def test_a_first_seed_of_another_backbone_is_an_error(finished, data_dir):
+  settings = toy_study.make_settings(data_dir)
+  with pytest.raises(UserError, match=r'seeds\[0\]: 3 -> 4'):
+    study_lib.run_study(finished[0], dataclasses.replace(settings, seeds=(4,)))
+
+
+def _files(folder: pathlib.Path) -> dict[str, bytes]:
+  """All numbers of a study, but for paths and times."""
+  names = ('results.*', 'cells/**/*.json', 'few_shot/**/*.json*')
+  return {
+    str(path.relative_to(folder)): path.read_bytes()
+    for name in names
+    for path in folder.glob(name)
+  }
+
+
+def _start(*arguments) -> subprocess.Popen:
+  return subprocess.Popen(
+    [sys.executable, toy_study.__file__, *map(str, arguments)],
+    stdout=subprocess.DEVNULL,
+    env={**os.environ, 'XLA_FLAGS': ''},
+  )
+
+
+@pytest.mark.timeout(1800)
+def test_a_killed_study_goes_on_to_the_same_results(data_dir, tmp_path):
+  """Kills the process wherever it is when one more of these files is there."""
+  whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+  assert _start(data_dir, whole).wait() == 0
+  kills = 0
+  for sight in (
+    'backbone/seed3/checkpoints/*',
+    'mhr/seed3/metrics.jsonl',
+    'cells/mhr-few_shot-seed3/part0.json',
+    'mhr_mu/seed3/metrics.jsonl',
+    'cells/lora-multi_task-seed4.json',
+  ):
+    process = _start(data_dir, killed)
+    while process.poll() is None and not list(killed.glob(sight)):
+      time.sleep(0.02)
+    if process.poll() is None:
+      process.kill()
+      kills += 1
+    process.wait()
+  done = {p: p.stat().st_mtime_ns for p in killed.rglob('cells/**/*.json')}
+  assert kills == 5 and 5 < len(done) < 30
+  assert _start(data_dir, killed).wait() == 0
+  assert {p: p.stat().st_mtime_ns for p in done} == done  # None run again.
+  assert _files(killed) == _files(whole)

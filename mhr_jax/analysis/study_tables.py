@@ -11,6 +11,7 @@ from mhr_jax.analysis.report_tables import PHASES, Table, metric_of
 
 _NUMBERS = ('mean', 'median', 'sd', 'interval', 'bootstrap')
 _ALIGNMENT = 'alignment/'
+_WITH_RESPECT_TO = ('inventories', 'effective')
 
 
 def comparison_tables(results: Mapping[str, Any]) -> list[Table]:
@@ -211,7 +212,7 @@ def _alignment(results) -> Table:
     ]
     for name, method in results.get('methods', {}).items()
     for part, cell in method.get('alignment', {}).items()
-    if part.count('/') == 1
+    if part.partition('/')[0] in _WITH_RESPECT_TO and part.count('/') == 1
   ]
   return Table(
     title='Alignment of the tasks’ gradients in pre-training',
