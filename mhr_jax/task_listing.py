@@ -55,6 +55,7 @@ def show_examples(
         'targets_pretokenized': each.targets_pretokenized,
         'inputs': each.inputs,
         'targets': each.targets[0],
+        'choices_pretokenized': each.choices_pretokenized,
       }
       for each in _registry(data).read_examples(task, split, n)
     ]
@@ -70,6 +71,7 @@ def show_examples(
       f'           {_ids(example["inputs"])}',
       *(f'  target   {text!r}' for text in references),
       f'           {_ids(example["targets"])}',
+      *(f'  choice   {text!r}' for text in example['choices_pretokenized']),
     ]
   return '\n'.join(lines)
 

@@ -8,7 +8,7 @@ import gin
 import numpy as np
 import pytest
 
-from mhr_jax import cli, commands, few_shot, scores
+from mhr_jax import cli, commands, few_shot, scores, task_listing
 from mhr_jax.task_data import TaskData
 import toy_models
 import toy_text
@@ -66,6 +66,15 @@ def test_what_is_tested_on_is_found_by_the_tasks_name(tmp_path, write_task):
   (task,) = few_shot.open_few_shot_tasks(tmp_path, ['one'], test_tasks=found)
   assert task.name == 'one'
   assert [source.name for source in task.tests] == ['one_of_templates']
+
+
+def test_examples_are_shown_with_their_choices(tmp_path, write_task):
+  written = write_task(tmp_path, 'one', choices=(2, 4), train=1)['train'][0]
+  data = TaskData(tasks=(), data_dir=str(tmp_path))
+  shown = task_listing.show_examples(data, 'one').splitlines()
+  assert [line.split(maxsplit=1)[1] for line in shown[5:]] == [
+    repr(text) for text in written.choices_pretokenized
+  ]
 
 
 @pytest.fixture(scope='module')

@@ -86,6 +86,16 @@ def test_scores_equal_a_forward_pass_a_choice(params, one_by_one):
       np.testing.assert_allclose(scores[row, i], -nll.sum(), atol=2e-5)
 
 
+@pytest.mark.slow
+def test_a_scale_an_example_serves_all_its_choices():
+  """(IA)³: one vector a row of the batch, and rows of choices in groups."""
+  model = toy_text.make_model(kind='ia3', rank=1, alpha=1.0)
+  params = toy_text.make_params(model)
+  scores, _ = jax.jit(model.score_choices)(params, _batch())
+  for at, nll in _one_by_one(model, params).items():
+    np.testing.assert_allclose(scores[at], -nll.sum(), atol=2e-5)
+
+
 def test_the_loss_is_put_together_of_those_passes(params, one_by_one):
   settings = ChoiceLoss(choice_loss=0.5, unlikelihood=2.0, length_norm=0.5)
   model = dataclasses.replace(_MODEL, mix_in='layer')

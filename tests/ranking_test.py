@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from mhr_jax import evaluation, ranking, scores
+from mhr_jax import evaluation, partitioning, ranking, scores
 from mhr_jax.data.ordered import eval_batches
 from mhr_jax.errors import UserError
 from mhr_jax.ranking import ChoiceSettings
@@ -109,6 +109,27 @@ def test_norms_differ_and_other_metrics_score_what_was_chosen(trained):
     for each in (settings, sums)
   )
   assert [p.prediction for p in one] != [p.prediction for p in other]
+
+
+@pytest.mark.slow
+def test_on_a_mesh_as_on_one_device(trained):
+  model, params = trained
+  mesh = partitioning.make_mesh(4, 2)
+  found = partitioning.shardings(model.logical_axes(), mesh, params)
+  spread = partitioning.put(params, found.tree)
+  one, other = (
+    evaluation.predict(
+      model,
+      each,
+      _batches(batch_size=4),
+      toy_text.VOCABULARY,
+      settings=SETTINGS,
+    )
+    for each in (params, spread)
+  )
+  for a, b in zip(one, other, strict=True):
+    assert a.prediction == b.prediction
+    np.testing.assert_allclose(a.choice_scores, b.choice_scores, atol=1e-5)
 
 
 def test_examples_without_choices_are_named(trained):
