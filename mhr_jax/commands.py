@@ -201,6 +201,7 @@ def adapt(
     test_split=test_split,
     test_tasks=resolve_tests(data, found.tasks, test_tasks),
     seeds=few_shot_settings.seeds,
+    vocabulary_fingerprint=_fingerprint(run),
   )
   cells = few_shot.build_cells(tasks, few_shot_settings)
   soups = adapter_soup.build_chooser(
@@ -382,11 +383,15 @@ def _vocabulary(run: run_folder.Run, run_dir: str):
 def _open_sources(
   data: TaskData, found: records.Mixture, run: run_folder.Run, split: str
 ) -> list[records.TaskSource]:
-  fingerprint = run.vocabulary.fingerprint if run.vocabulary else None
   tasks = records.open_tasks(
-    data.data_dir, found.tasks, vocabulary_fingerprint=fingerprint
+    data.data_dir, found.tasks, vocabulary_fingerprint=_fingerprint(run)
   )
   return [task.source(split) for task in tasks]
+
+
+def _fingerprint(run: run_folder.Run) -> str | None:
+  """Returns that of the run's vocabulary, which its tasks must share."""
+  return run.vocabulary.fingerprint if run.vocabulary else None
 
 
 def _known_tasks(

@@ -158,6 +158,7 @@ def open_few_shot_tasks(
   test_split: str = 'test',
   test_tasks: Mapping[str, Sequence[str]] | None = None,
   seeds: Sequence[int] = (),
+  vocabulary_fingerprint: str | None = None,
 ) -> list[FewShotTask]:
   """Opens prepared tasks for few-shot adaptation.
 
@@ -170,9 +171,10 @@ def open_few_shot_tasks(
     test_tasks: the names of the tasks to evaluate each one on; by default
       itself.
     seeds: all that will be asked for, where `train_split` names them.
+    vocabulary_fingerprint: of the model; by default any that all share.
 
   Raises:
-    UserError: a task or a split is not there.
+    UserError: a task or a split is not there, or has another vocabulary.
   """
 
   def open_train(task: records.PreparedTask) -> Source | Mapping[int, Source]:
@@ -194,7 +196,9 @@ def open_few_shot_tasks(
 
   return [
     FewShotTask(open_train(task), open_test(task))
-    for task in records.open_tasks(data_dir, tasks)
+    for task in records.open_tasks(
+      data_dir, tasks, vocabulary_fingerprint=vocabulary_fingerprint
+    )
   ]
 
 

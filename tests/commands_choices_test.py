@@ -60,9 +60,9 @@ def test_what_is_tested_on_is_found_by_the_tasks_name(tmp_path, write_task):
   for name in ('one', 'one_of_templates'):
     write_task(tmp_path, name, test=3, choices=(2, 3), train=5)
   data = TaskData(tasks='one', data_dir=str(tmp_path))
-  found = commands._resolve_tests(data, ('one',), '{task}_of_templates')
+  found = commands.resolve_tests(data, ('one',), '{task}_of_templates')
   assert found == {'one': ('one_of_templates',)}
-  assert commands._resolve_tests(data, ('one',), '{task}') is None
+  assert commands.resolve_tests(data, ('one',), '{task}') is None
   (task,) = few_shot.open_few_shot_tasks(tmp_path, ['one'], test_tasks=found)
   assert task.name == 'one'
   assert [source.name for source in task.tests] == ['one_of_templates']
@@ -91,6 +91,21 @@ def work(tmp_path_factory, write_task, write_mixture):
   write_task(folder / 'data', 'set', choices=(2, 3), **options, **draws)
   write_mixture(folder / 'data', 'set_templates', ['set_a', 'set_b'], [1, 1])
   return folder
+
+
+@pytest.mark.slow
+def test_tasks_of_another_vocabulary_are_not_adapted_to(
+  work, tmp_path, write_task, capsys
+):
+  write_task(tmp_path, 'other', choices=(2, 3), few_shot_seed5=4, test=2)
+  argv = ['--gin_file=methods/mhr_z.gin', '--gin_file=runs/few_shot.gin']
+  bindings = [
+    'TASKS="other"',
+    f'DATA_DIR="{tmp_path}"',
+    'TRAIN_SPLIT="few_shot_seed5"',
+  ]
+  assert _main(work, ['adapt', *argv], *bindings) == 2
+  assert "'other' was prepared with vocabulary" in capsys.readouterr().err
 
 
 def _main(work, command, *bindings):

@@ -65,3 +65,8 @@ def test_too_few_shots_say_how_many_there_are(data_dir):
     few_shot.build_cells(
       _open(data_dir), few_shot.FewShotSettings(seeds=(0,), **settings)
     )
+
+
+def test_tasks_of_another_vocabulary_are_refused(data_dir):
+  with pytest.raises(UserError, match="'task' was prepared with vocabulary"):
+    _open(data_dir, vocabulary_fingerprint='another')
