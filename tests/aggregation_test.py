@@ -74,3 +74,58 @@ def test_seeds_and_tasks_equal_a_plain_loop():
 def test_a_missing_task_is_an_error():
   with pytest.raises(UserError, match=r"Seed 1 .*\['b'\]"):
     aggregation.over_seeds_and_tasks({0: {'a': 1.0, 'b': 2.0}, 1: {'a': 1.0}})
+
+
+def test_a_comparison_equals_a_plain_loop():
+  left = {0: 5.0, 1: 7.0, 2: 6.0, 3: 2.0}
+  right = {3: 2.0, 2: 8.0, 1: 3.0, 0: 4.0}
+  found = aggregation.compare(left, right)
+  differences = [1.0, 4.0, -2.0, 0.0]
+  assert found.mean == 0.75 and found.median == 0.5
+  assert found.sd == pytest.approx(np.std(differences, ddof=1))
+  assert (found.wins, found.ties, found.pairs) == (2, 1, 4)
+  assert found.t == pytest.approx(
+    stats.ttest_1samp(differences, 0).confidence_interval()
+  )
+  again = aggregation.summarise(differences, interval='bootstrap')
+  assert found.bootstrap == (again.low, again.high)
+
+
+def test_a_crossed_comparison_resamples_seeds_and_tasks_apart():
+  """Its variance is known: seeds, tasks and the rest each add theirs."""
+  rng = np.random.default_rng(0)
+  n_seeds, n_tasks = 6, 30
+  grid = rng.normal(0, 5, (n_seeds, 1)) + rng.normal(0, 1, (1, n_tasks)) + 2
+  left = {s: {f't{t}': grid[s, t] for t in range(n_tasks)} for s in range(6)}
+  # Another order of the tasks is the same comparison.
+  right = {s: {f't{t}': 0.0 for t in reversed(range(n_tasks))} for s in left}
+  found = aggregation.compare_crossed(left, right)
+  assert found.mean == pytest.approx(grid.mean())
+  assert (found.pairs, found.wins) == (180, (grid > 0).sum())
+  sd = math.sqrt(
+    grid.mean(axis=1).var() / n_seeds + grid.mean(axis=0).var() / n_tasks
+  )
+  low, high = found.bootstrap
+  assert (high - low) / (2 * 1.96 * sd) == pytest.approx(1, abs=0.06)
+  assert (high + low) / 2 == pytest.approx(grid.mean(), abs=0.2)
+  assert math.isnan(found.t[0])
+
+
+def test_sides_that_differ_in_tasks_are_an_error():
+  with pytest.raises(UserError, match='paired'):
+    aggregation.compare_crossed({0: {'a': 1.0}}, {0: {'b': 1.0}})
+  uneven = {0: {'a': 1.0, 'b': 1.0}, 1: {'a': 1.0}}
+  with pytest.raises(UserError, match='Seed 1'):
+    aggregation.compare_crossed(uneven, uneven)
+
+
+def test_medians_over_runs_come_before_the_mean_over_data_sets():
+  scores = {
+    0: {'a': 1.0, 'b': 10.0},
+    1: {'a': 9.0, 'b': 40.0},
+    2: {'a': 2.0, 'b': 20.0},
+  }
+  found = aggregation.median_then_mean(scores)
+  assert found.medians == {'a': 2.0, 'b': 20.0}
+  assert found.mean == 11.0
+  assert found.sd == pytest.approx(math.sqrt(162))
