@@ -93,7 +93,7 @@ def _draw(
       axis.set_title(panel.title, loc='left')
       axis.set_xlabel(panel.xlabel)
       axis.grid(axis='x', color='#888888', alpha=0.25, lw=0.5)
-      axis.set_xlim(left=0)
+      axis.set_xlim(0, 1.03 * axis.get_xlim()[1])
     axes[0].set_yticks(range(len(groups)), groups)
     axes[0].set_ylim(len(groups) - 0.5, -0.5)
     figures.draw_legend(figure, methods)

@@ -3,7 +3,7 @@
 Matplotlib and SciPy are imported when the first figure is drawn.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from jaxtyping import Float
 import numpy as np
@@ -37,7 +37,11 @@ def draw_routing(
   room = figures.PAGE_INCHES - label_width - 0.8
   n_cells = n_splits * (n_skills + 1)
   # Two panels abreast where their cells do not become too narrow for it.
-  width = max(1.7, 0.035 * n_cells, min(0.05 * n_cells, room / 2 - 0.25))
+  half = room / 2 - 0.25
+  if 0.03 * n_cells <= half:
+    width = max(_title_width(panels), min(0.05 * n_cells, half))
+  else:
+    width = min(0.035 * n_cells, room - 0.25)
   n_columns = min(len(panels), max(1, int(room / (width + 0.25))))
   n_rows = -(-len(panels) // n_columns)
 
@@ -58,7 +62,7 @@ def draw_routing(
     draw,
     size=(
       label_width + n_columns * (width + 0.25) + 0.8,
-      n_rows * (0.8 + len(tasks) * (0.16 if named else 0.04)),
+      n_rows * (0.8 + _rows_height(len(tasks))),
     ),
     title=title,
     name=name,
@@ -94,6 +98,16 @@ def _label_skills(panel, n_splits: int, n_skills: int) -> None:
     panel.set_xlabel('skill')
   panel.tick_params(length=0, labelsize=7.5)
   panel.spines[:].set_visible(False)
+
+
+def _title_width(titles: Iterable[str]) -> float:
+  """Inches that the longest title of a panel takes at 8.5 points."""
+  return max(1.7, 0.062 * max(map(len, titles)))
+
+
+def _rows_height(n: int) -> float:
+  """Inches for rows of tasks: room for names where there are not too many."""
+  return 0.16 * n if n <= _MAX_LABELS else min(0.04 * n, 4.5)
 
 
 def _label_width(tasks: Sequence[str]) -> float:
@@ -145,7 +159,7 @@ def draw_similarity(
   tree = routing.cluster_tasks(similarity)
   labels = [tasks[i] for i in order]
   named = len(tasks) <= _MAX_LABELS
-  height = 1.2 + len(tasks) * (0.15 if named else 0.03)
+  height = 1.2 + (0.15 * len(tasks) if named else min(0.03 * len(tasks), 7.0))
   label_width = _label_width(tasks) if named else 0.3
   room = figures.PAGE_INCHES - label_width - 0.9
   widths = (min(height, 0.78 * room), min(2.0, height / 2, 0.22 * room))
@@ -272,7 +286,7 @@ def draw_skill_similarity(
   n_splits, n_skills = next(iter(panels.values())).shape[:2]
   n_cells = n_splits * (n_skills + 1)
   room = figures.PAGE_INCHES - 1.2
-  width = min(max(1.7, 0.12 * n_cells), room)
+  width = min(max(_title_width(panels), 0.12 * n_cells), room)
   n_columns = min(len(panels), max(1, int(room / (width + 0.3))))
   n_rows = -(-len(panels) // n_columns)
 
