@@ -30,7 +30,7 @@ def _batches(settings=_SETTINGS):
 
 @pytest.fixture(scope='module')
 def model():
-  return toy_text.make_model()
+  return toy_text.make_model(alpha=3.0)  # A scale other than 1.
 
 
 @pytest.fixture(scope='module')
