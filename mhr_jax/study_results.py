@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from mhr_jax import aggregation, run_files
+from mhr_jax import aggregation, methods, run_files
 from mhr_jax.study_cells import Cells, CellScores
 from mhr_jax.study_settings import (
   PHASES,
@@ -82,12 +82,20 @@ class _Results:
     self._alignment = cells.alignment
 
   def rows(self) -> list[str]:
-    """Returns the rows: methods, each followed by its shuffled form."""
+    """Returns the rows: methods, each followed by its shuffled form.
+
+    A pre-training that is no method of the study stands before the first one
+    that starts from it.
+    """
     found = {row for row, _, _ in self._cells} - {UNTRAINED}
-    ordered = []
-    for method in self._study.methods:
-      ordered += [r for r in (method, f'{method}{SHUFFLED}') if r in found]
-    return ordered
+    ordered: dict[str, None] = {}
+    for method in map(methods.get_method, self._study.methods):
+      names = [method.name]
+      if method.pretrain_as not in self._study.methods:
+        names.insert(0, method.pretrain_as)
+      for name in names:
+        ordered |= dict.fromkeys([name, f'{name}{SHUFFLED}'])
+    return [row for row in ordered if row in found]
 
   def untrained(self, phase: str) -> dict[str, Any]:
     """Returns the backbone's score in a phase."""
@@ -186,11 +194,11 @@ class _Results:
     """Returns the claims that can be tested, or all pairs of methods."""
     chosen = list(self._study.chosen_comparisons())
     if self._study.comparisons == 'all':
-      methods = [row for row in self.rows() if SHUFFLED not in row]
+      rows = [row for row in self.rows() if SHUFFLED not in row]
       chosen = [
         Comparison('', left, right, phase)
         for phase in (*PHASES, *alignment_phases())
-        for right, left in itertools.combinations(methods, 2)
+        for right, left in itertools.combinations(rows, 2)
       ]
     return [
       one

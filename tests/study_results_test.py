@@ -200,6 +200,15 @@ def test_without_claims_all_pairs_of_methods_are_compared(tmp_path):
   assert found[-1]['phase'] == 'alignment/effective/last'
 
 
+def test_a_pre_training_that_is_no_method_has_a_row_of_its_own(tmp_path):
+  study = make_study(methods=('lora', 'mhr_z'), comparisons='all')
+  cells, _ = make_cells(tmp_path, study)
+  cells.run(('mhr', 'multi_task', 0), lambda: CellScores(9.0, {'t': 9.0}))
+  rows = study_results.to_results(study, cells)['methods']
+  assert list(rows) == ['lora', 'mhr', 'mhr_z']
+  assert rows['mhr']['multi_task']['values'] == [9.0]
+
+
 def test_the_csv_holds_every_number_once(tmp_path):
   study = make_study(seeds=(0, 1), draws=(8, 9))
   cells, scores = make_cells(tmp_path, study, draws=(8, 9))

@@ -16,6 +16,7 @@ PHASES = {
 
 
 _METRICS = {
+  'accuracy': 'accuracy × 100',
   'exact_match': 'exact match × 100',
   'rouge_l': 'ROUGE-L × 100',
 }

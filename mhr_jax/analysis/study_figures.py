@@ -149,29 +149,53 @@ def draw_by_parameters(
 
   def draw(figure):
     panel = figure.subplots()
+    panel.set_xscale('log')
     for index, (method, (count, cell)) in enumerate(points.items()):
       colour = figures.COLOURS[index % len(figures.COLOURS)]
+      place, label_at = places[method]
       low, high = _interval_of(cell['values'])
       if np.isfinite(low):
-        panel.plot([count, count], [low, high], color=colour, lw=1.4)
-      panel.plot([count], [cell['mean']], 'o', color=colour, ms=6)
+        panel.plot([place, place], [low, high], color=colour, lw=1.4)
+      panel.plot([place], [cell['mean']], 'o', color=colour, ms=6)
       panel.annotate(
-        method,
-        (count, cell['mean']),
-        xytext=(6, 3),
+        f'{method} ({count:,})',
+        (place, label_at),
+        xytext=(9, 0),
         textcoords='offset points',
         fontsize=8,
+        va='center',
       )
-    panel.set_xscale('log')
+    panel.xaxis.set_major_formatter(lambda x, _: f'{x:,.0f}')
     panel.set_xlabel('parameters that train in few-shot adaptation')
     panel.set_ylabel(f'few-shot, {metric}')
-    panel.margins(x=0.12)
+    panel.margins(x=0.3)
     panel.grid(color='#888888', alpha=0.25, lw=0.5)
 
+  places = _spread_out({m: (n, of['mean']) for m, (n, of) in points.items()})
   return figures.draw_figure(
     draw,
-    size=(7.0, 4.2),
+    size=(8.0, 4.6),
     title='Few-shot scores by trained parameters',
     name=name,
-    caption='Mean over seeds and its 95 % interval (Student’s t).',
+    caption='Mean over seeds and its 95 % interval (Student’s t). Methods of'
+    ' about one size stand side by side; the number is in brackets.',
   )
+
+
+def _spread_out(
+  points: Mapping[str, tuple[int, float]],
+) -> dict[str, tuple[float, float]]:
+  """Returns where to draw each point, and how high its label stands.
+
+  Points of about one size stand side by side, their labels one above another.
+  """
+  heights = [height for _, height in points.values()]
+  step = 0.05 * (max(heights) - min(heights) or 1.0)
+  found: dict[str, tuple[float, float]] = {}
+  groups: dict[int, list[float]] = {}
+  for name in sorted(points, key=lambda name: points[name][1]):
+    count, height = points[name]
+    labels = groups.setdefault(round(5 * np.log10(count)), [])
+    labels.append(max([height, *(label + step for label in labels[-1:])]))
+    found[name] = (count * 1.08 ** (len(labels) - 1), labels[-1])
+  return found
