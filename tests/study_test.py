@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -182,7 +181,6 @@ def _start(*arguments) -> subprocess.Popen:
   return subprocess.Popen(
     [sys.executable, toy_study.__file__, *map(str, arguments)],
     stdout=subprocess.DEVNULL,
-    env={**os.environ, 'XLA_FLAGS': ''},
   )
 
 
