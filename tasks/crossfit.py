@@ -181,20 +181,33 @@ def read_examples(
     prefix: of the examples' ids.
 
   Raises:
-    UserError: a line has no output; the message names file and line.
+    UserError: the file is no text, or a line has no output or an empty field;
+      the message names file and line.
   """
-  lines = path.read_text().split('\n')
-  while lines and not lines[-1].strip():
-    lines.pop()
-  for number, line in enumerate(lines, 1):
-    text, *outputs = line.strip().split('\t')
-    if not outputs:
+  lines = enumerate(ni_files.read_text(path).split('\n'), 1)
+  for number, line in lines:
+    if not line.strip():
+      continue
+    fields = line.split('\t')
+    if len(fields) == 1:
       raise UserError(
         f'{path}:{number}: a line is an input and at least one output, with'
         ' tabs between them.'
       )
+    empty = [i for i, field in enumerate(fields) if not field.strip()]
+    if empty:
+      what = f'output {empty[0]}' if empty[0] else 'the input'
+      raise UserError(
+        f'{path}:{number}: {what} of this line is empty: fill it, or remove'
+        f' {"the empty output" if empty[0] and len(fields) > 2 else "the line"}'
+        ' (from the test sets of all seeds alike).'
+      )
+    # The paper's code strips lines, whose fields it takes as they are.
+    text, *others, last = fields
     yield sources.TextExample(
-      f'{prefix}/{number}', f' [{task}] {text}', tuple(outputs)
+      f'{prefix}/{number}',
+      f' [{task}] {text.lstrip()}',
+      (*others, last.rstrip()),
     )
 
 
@@ -212,7 +225,8 @@ def read_partition(
     absent: what to do with others that it names.
 
   Raises:
-    UserError: it is not of the form, or names a task that there is not.
+    UserError: it is not of the form, names a task that there is not, or none
+      that there is.
   """
   tasks = set(tasks)
   if absent not in ('refuse', 'leave_out'):
@@ -223,6 +237,12 @@ def read_partition(
   parts: dict[Part, tuple[str, ...]] = {}
   for part in _PARTS:
     named = content.get(part, [])
+    if not isinstance(named, list) or not all(
+      isinstance(each, str) for each in named
+    ):
+      raise UserError(
+        f'{path}: {part!r} is a list of names of tasks, not {named!r}.'
+      )
     missing = [task for task in named if task not in tasks]
     if missing and absent == 'refuse':
       raise UserError(
@@ -235,6 +255,10 @@ def read_partition(
     kept = tuple(task for task in named if task in tasks)
     if kept:
       parts[part] = kept
+  if not parts:
+    raise UserError(
+      f'{path} names no task that is here: {", ".join(_PARTS)} are empty.'
+    )
   return parts
 
 

@@ -8,7 +8,7 @@
                                             task_category, track
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 import dataclasses
 import functools
 import json
@@ -55,7 +55,7 @@ def read_task_file(path: epath.PathLike) -> dict[str, Any]:
       the file and the line.
   """
   path = epath.Path(path)
-  text = path.read_text()
+  text = read_text(path)
   try:
     task = json.loads(text)
   except json.JSONDecodeError as e:
@@ -67,6 +67,9 @@ def read_task_file(path: epath.PathLike) -> dict[str, Any]:
       raise UserError(
         f'{path}:1: there is no {key!r}, or it is empty.{nearest(key, task)}'
       )
+  for key, problem in _problems(task):
+    line = text.count('\n', 0, max(0, text.find(f'"{key}"'))) + 1
+    raise UserError(f'{path}:{line}: {key!r} {problem}.')
   for number, instance in enumerate(task['Instances']):
     problem = _problem(instance)
     if problem:
@@ -79,24 +82,77 @@ def read_task_file(path: epath.PathLike) -> dict[str, Any]:
   return task
 
 
+def read_text(path: epath.Path) -> str:
+  """Returns the text of a file; its lines end in \\n, whatever ended them.
+
+  Raises:
+    UserError: it is not UTF-8; the message names the file and the line.
+  """
+  content = path.read_bytes()
+  try:
+    return content.decode('utf-8').replace('\r\n', '\n')
+  except UnicodeDecodeError as error:
+    line = content.count(b'\n', 0, error.start) + 1
+    raise UserError(
+      f'{path}:{line}: no text in UTF-8: {error.reason} at byte'
+      f' {error.start}. Write the file again as UTF-8.'
+    ) from None
+
+
+def _problems(task: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+  """Yields which of a task's values are of the wrong kind, and of which."""
+  if not _is_text(task['Definition']) and not _are_texts(task['Definition']):
+    yield 'Definition', 'is a text or a list of texts'
+  if not isinstance(task['Instances'], list):
+    found = type(task['Instances']).__name__
+    yield 'Instances', f'is a list of JSON objects, not {found}'
+  for key in ('Categories', *_LANGUAGES):
+    if not _are_texts(task.get(key, [])):
+      yield key, f'is a list of texts, not {task[key]!r}'
+  examples = task.get('Positive Examples', [])
+  if not isinstance(examples, list):
+    yield 'Positive Examples', 'is a list of JSON objects'
+    return
+  for number, example in enumerate(examples):
+    problem = _problem({'id': '', **example} if _is_object(example) else None)
+    if problem:
+      yield 'Positive Examples', f'are not well-formed: {number} {problem}'
+
+
 def _problem(instance: Any) -> str | None:
-  """Says what an instance lacks."""
-  if not isinstance(instance, dict):
+  """Says what an instance lacks, or has of another kind."""
+  if not _is_object(instance):
     return 'is not a JSON object'
   for key in ('id', 'input', 'output'):
     if key not in instance:
       return f'has no {key!r}'
-  if not references_of(instance):
+  output = instance['output']
+  if output == '' or output == []:
     return 'has no reference: its output is empty'
-  if not all(isinstance(one, str) for one in references_of(instance)):
-    return 'has an output that is not text'
+  if not _is_text(output) and not _are_texts(output):
+    return f'has an output that is not text or a list of texts: {output!r}'
+  for key in ('input', 'id'):
+    if not _is_text(instance[key]):
+      return f'has an {key!r} that is not text: {instance[key]!r}'
   return None
+
+
+def _is_object(value: Any) -> bool:
+  return isinstance(value, dict)
+
+
+def _is_text(value: Any) -> bool:
+  return isinstance(value, str)
+
+
+def _are_texts(value: Any) -> bool:
+  return isinstance(value, list) and all(map(_is_text, value))
 
 
 def _line_of_instance(text: str, instance: Any, number: int) -> int:
   """The line of an instance: by its id, or by counting from `Instances`."""
   at = text.find('"Instances"')
-  if isinstance(instance, dict) and 'id' in instance:
+  if isinstance(instance, dict) and _is_text(instance.get('id')):
     at = text.find(json.dumps(instance['id'], ensure_ascii=False), at)
   else:
     decoder, at = json.JSONDecoder(), _next_value(text, text.index('[', at) + 1)
@@ -128,7 +184,7 @@ def list_tasks(
     )
   there = {each.stem: each for each in (folder / 'tasks').glob('*.json')}
   found = []
-  for line, name in enumerate(path.read_text().splitlines(), 1):
+  for line, name in enumerate(read_text(path).splitlines(), 1):
     name = name.strip()
     if name and name not in there:
       raise UserError(
@@ -173,7 +229,7 @@ def read_references(folder: epath.PathLike) -> dict[str, Reference] | None:
 def _read_references(path: str, changed: float) -> dict[str, Reference]:
   del changed  # Reads the file again where it was written since.
   found = {}
-  text = epath.Path(path).read_text()
+  text = read_text(epath.Path(path))
   for number, line in enumerate(text.split('\n'), 1):
     if not line.strip():
       continue

@@ -94,12 +94,28 @@ def test_the_table_has_160_tasks_and_all_seven_metrics():
 
 def test_a_line_without_output_is_named(tmp_path):
   path = tmp_path / 'x.tsv'
-  path.write_text('a b\tc\n\u2028d\te\nno output\t\n\n')
+  path.write_text('a b\tc\n\u2028d\te\nno output\n\n')
   with pytest.raises(UserError, match=r'x\.tsv:3: a line is an input and at'):
     list(crossfit.read_examples(path, 'x', prefix='13/train'))
-  path.write_text('a b\tc\td\n\n')
+  path.write_text('\n a b \tc \td \r\n\n')
   (one,) = crossfit.read_examples(path, 'x', prefix='13/train')
-  assert one == ('13/train/1', ' [x] a b', ('c', 'd'), (), None)
+  assert one == ('13/train/2', ' [x] a b ', ('c ', 'd'), (), None)
+
+
+@pytest.mark.parametrize(
+  ('content', 'message'),
+  [
+    (b'a\tb\n\tyes\tno\n', r'x\.tsv:2: the input of this line is empty'),
+    (b'a\t\n', r'x\.tsv:1: output 1 of .* is empty: .* remove the line'),
+    (b'a\tb\t \n', r'x\.tsv:1: output 2 .* remove the empty output'),
+    (b'a\tb\nc\t\xff\n', r'x\.tsv:2: no text in UTF-8: .* at byte 6'),
+  ],
+)
+def test_an_empty_field_and_other_bytes_are_named(tmp_path, content, message):
+  path = tmp_path / 'x.tsv'
+  path.write_bytes(content)
+  with pytest.raises(UserError, match=message):
+    list(crossfit.read_examples(path, 'x', prefix='13/train'))
 
 
 def test_seeds_are_chosen_and_checked(tmp_path):
@@ -131,6 +147,12 @@ def test_partitions_are_checked(tmp_path, caplog):
     found = crossfit.read_partition(path, ['emo'], absent='leave_out')
   assert found == {'test': ('emo',)}
   assert "'train' goes without emoo, anli" in caplog.text
+  path.write_text('{"train": "emo"}')
+  with pytest.raises(UserError, match="'train' is a list of names.*'emo'"):
+    crossfit.read_partition(path, ['emo', 'e', 'm', 'o'])
+  path.write_text('{"train": [], "test": ["anli"]}')
+  with pytest.raises(UserError, match='mine.json names no task that is here'):
+    crossfit.read_partition(path, ['emo'], absent='leave_out')
   path.write_text('{"tasks": []}')
   with pytest.raises(UserError, match='mine.json has none of train, dev, test'):
     crossfit.read_partition(path, ['emo'])

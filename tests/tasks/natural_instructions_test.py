@@ -165,6 +165,38 @@ def test_registered_prepared_and_read(tmp_path):
       'not text',
     ),
     (
+      '{"Definition": "x",\n"Instances": "abc"}',
+      r"bad\.json:2: 'Instances' is a list of JSON objects, not str",
+    ),
+    (
+      '{"Definition": "x", "Instances": [\n'
+      '{"id": "p", "input": "", "output": 3}]}',
+      r'bad\.json:2: instance 0 has an output that is not text',
+    ),
+    (
+      '{"Definition": "x", "Instances": [\n'
+      '\n{"id": ["a"], "input": "", "output": "y"}]}',
+      r"bad\.json:3: instance 0 has an 'id' that is not text: \['a'\]",
+    ),
+    (
+      '{"Definition": "x", "Instances": [\n'
+      '{"id": "p", "input": 3, "output": "y"}]}',
+      r"bad\.json:2: instance 0 has an 'input' that is not text: 3",
+    ),
+    (
+      '{"Definition": 3, "Instances": [1]}',
+      r"bad\.json:1: 'Definition' is a text or a list of texts",
+    ),
+    (
+      '{"Definition": "x", "Instances": [1],\n"Categories": "QA"}',
+      r"bad\.json:2: 'Categories' is a list of texts, not 'QA'",
+    ),
+    (
+      '{"Definition": "x", "Instances": [1],\n'
+      '"Positive Examples": [{"input": "x"}]}',
+      r"bad\.json:2: 'Positive Examples' .*: 0 has no 'output'",
+    ),
+    (
       {**_TASK, 'Instances': _TASK['Instances'][:1] * 2},
       "two instances have the id 'i0'",
     ),
@@ -174,6 +206,13 @@ def test_malformed_files_name_the_file_and_the_line(tmp_path, task, message):
   folder = _write(tmp_path, bad=task)
   with pytest.raises(UserError, match=message):
     ni_files.read_task_file(folder / 'tasks/bad.json')
+
+
+def test_a_task_file_that_is_no_text_is_named(tmp_path):
+  path = _write(tmp_path) / 'tasks/bad.json'
+  path.write_bytes(b'{"Definition": "x",\n "Input": "\xe9"}')
+  with pytest.raises(UserError, match=r'bad\.json:2: no text in UTF-8'):
+    ni_files.read_task_file(path)
 
 
 def test_a_list_that_names_an_absent_task_is_an_error(tmp_path):
