@@ -55,7 +55,7 @@ def test_every_cell_is_a_number_or_undefined(finished):
     'mhr_rand',
   ]
   defined = {
-    row: [phase for phase in cells if isinstance(cells[phase], dict)]
+    row: [phase for phase in study_results.PHASES if cells[phase] is not None]
     for row, cells in rows.items()
   }
   everything = ['multi_task', 'zero_shot', 'few_shot']
