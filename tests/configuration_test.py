@@ -178,9 +178,9 @@ def test_a_users_error_passes_without_gins_additions(recipe):
       " Did you mean 'Optimizer'?",
     ),
     (
-      'RUN_DIR = %STEP',
-      "STEP is not set. Did you mean 'STEPS'? It is used at command line."
-      ' Add `--gin.STEP=…`.',
+      'RUN_DIR = %STEPZ',
+      "STEPZ is not set. Did you mean 'STEPS'? It is used at command line."
+      ' Add `--gin.STEPZ=…`.',
     ),
     (
       'RUN_DIR = ["a"',

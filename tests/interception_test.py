@@ -205,6 +205,7 @@ def test_one_router_for_the_model():
   assert abs(y - apply(variables, IDS, task_ids=TASKS[::-1])).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_noise_differs_by_layer_example_and_key():
   config = AdapterConfig(
     n_tasks=3, n_splits=2, targets='.*/up', mixing='relaxed_bernoulli'

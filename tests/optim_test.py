@@ -95,7 +95,9 @@ def _adafactor_loop(*, steps, rates, scale_parameter, decay):
   return params
 
 
-@pytest.mark.parametrize('scale_parameter', [True, False])
+@pytest.mark.parametrize(
+  'scale_parameter', [True, pytest.param(False, marks=pytest.mark.slow)]
+)
 def test_adafactor_equals_a_loop_over_the_reference_tensors(scale_parameter):
   rates = {'backbone': 0.02, 'adapters': 0.05, 'routers': 0.1}
   decay = {'backbone': 0.1, 'adapters': 0.2, 'routers': 0.0}

@@ -63,6 +63,7 @@ def test_imports_are_light():
   assert not heavy & loaded
 
 
+@pytest.mark.slow
 def test_a_model_is_loaded_and_written_without_heavy_libraries(tmp_path):
   heavy = ('tensorflow', 'seqio', 'torch', 'transformers', 'peft', 'matplotlib')
   code = f"""

@@ -314,5 +314,6 @@ def test_a_method_starts_from_its_own_pretraining(tmp_path, done, method, fits):
 
 def test_the_methods_that_would_fit_are_listed(tmp_path):
   (tmp_path / 'run.json').write_text('{"method": "poly"}')
-  with pytest.raises(UserError, match='run of poly: poly, poly_z, poly_mu[.]'):
+  fitting = 'run of poly: poly, poly_z, poly_mu, poly_rand[.]'
+  with pytest.raises(UserError, match=fitting):
     run_folder.check_pretraining(tmp_path, 'mhr_z')

@@ -228,6 +228,7 @@ def check_cases(written, cases):
       assert len({tuple(row) for row in want}) == len(want)
 
 
+@pytest.mark.slow
 def test_alone_it_writes_the_same_tokens(alone, tmp_path):
   written = write_alone(alone, tmp_path, FAST)
   check_cases(written, FAST)

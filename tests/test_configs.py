@@ -146,6 +146,7 @@ def _dry_run(files, data_dir, *bindings):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('method', ('mhr',))
 def test_a_method_builds_and_compiles(
   method, tmp_path, write_task, capsys, monkeypatch

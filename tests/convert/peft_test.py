@@ -81,7 +81,14 @@ class TestPoly:
       tensor_of(tensors, path, 2, 'poly_lora_A'), inventory['value']['a'][2]
     )
 
-  @pytest.mark.parametrize('scope', ['block', 'stack', 'model'])
+  @pytest.mark.parametrize(
+    'scope',
+    [
+      'block',
+      pytest.param('stack', marks=pytest.mark.slow),
+      pytest.param('model', marks=pytest.mark.slow),
+    ],
+  )
   def test_every_scope_gives_the_same_mixtures(self, tmp_path, scope):
     bundle = random_adapters.draw_bundle(alpha=4.0, router_scope=scope)
     peft.write_poly(tmp_path, bundle)

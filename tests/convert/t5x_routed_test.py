@@ -118,9 +118,9 @@ def read_run(folder, model, step=STEP):
   'name, scan_layers, trains',
   [
     ('adamw', True, ADDED),
-    ('adafactor', False, ADDED),
-    ('sgd', True, ('routers',)),
-    ('adamw', False, ALL),
+    pytest.param('adafactor', False, ADDED, marks=pytest.mark.slow),
+    pytest.param('sgd', True, ('routers',), marks=pytest.mark.slow),
+    pytest.param('adamw', False, ALL, marks=pytest.mark.slow),
     ('adafactor', True, ALL),
   ],
 )

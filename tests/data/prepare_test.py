@@ -230,6 +230,7 @@ def _start_preparing(lines, log, data_dir, seconds) -> subprocess.Popen:
   return process
 
 
+@pytest.mark.slow
 def test_of_two_processes_one_makes_it_and_the_other_waits(lines, tmp_path):
   log, data_dir = tmp_path / 'log', tmp_path / 'data'
   process = _start_preparing(lines, log, data_dir, seconds=0.5)
@@ -241,6 +242,7 @@ def test_of_two_processes_one_makes_it_and_the_other_waits(lines, tmp_path):
   assert log.read_text().split() == [str(process.pid)]
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_left_is_made_whole(lines, tmp_path):
   log, data_dir = tmp_path / 'log', tmp_path / 'data'
   process = _start_preparing(lines, log, data_dir, seconds=0.5)
