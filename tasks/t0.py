@@ -69,8 +69,9 @@ def register(
     templates: the folder `promptsource/templates` of PromptSource's
       repository; without it, a `templates.yaml` lies in each data set's folder.
     records: what `folder` is.
-    few_shot: the folder `data/few_shot` of T-Few's repository, for its draws;
-      else those of the data set's folder.
+    few_shot: the folder `data/few_shot` of T-Few's repository, for its draws
+      (of ANLI 50, where mttl draws 32 of its own); else those of the data set's
+      folder.
     datasets: names of data sets, such as 'super_glue_copa'; all that are there
       by default.
     seed: of the draws of one template a record.
@@ -100,6 +101,10 @@ def register(
     )
     add = functools.partial(
       _add, prefix=name, held_out=held_out, vocabulary=vocabulary, seed=seed
+    )
+    splits, draws = (
+      {key: t0_raw.labelled(split, held_out) for key, split in some.items()}
+      for some in (splits, draws)
     )
     test = _only(splits, test=held_out.test_split)
     train = draws | _only(splits, train=held_out.train_split)
@@ -199,12 +204,16 @@ def _find_sets(
     if splits:
       found.append((each, splits))
     elif names is not None:
-      raise UserError(f'{folder} holds no records of {each.name}.')
+      raise UserError(
+        f'{folder} holds no records of {each.name}.'
+        f' {raw.remedy(each.dataset, each.subset)}'
+      )
   if not found:
     known = ', '.join(each.name for each in HELD_OUT_SETS)
+    first = HELD_OUT_SETS[0]
     raise UserError(
-      f'{folder} holds none of the held-out data sets: {known} would each be a'
-      ' folder there with <split>.jsonl.'
+      f'{folder} holds none of the held-out data sets: {known}. Of {first.name}:'
+      f' {raw.remedy(first.dataset, first.subset)}'
     )
   return found
 

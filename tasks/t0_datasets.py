@@ -9,7 +9,8 @@ blocked ones they are 313. Blocked templates, names of tasks and caps: T0's
 `t0/seqio_tasks/tasks.py` and `utils.py`, and mttl's
 `mttl/dataloader/t0_dataset_readers.py`. What is held out, its splits and how
 many few-shot examples there are: the same file of mttl, and the folders of
-r-three/t-few 114deced, `data/few_shot`.
+r-three/t-few 114deced, `data/few_shot`. Of ANLI these have 50, while mttl asks
+for 32, finds no such file and draws its own.
 """
 
 import dataclasses
@@ -59,6 +60,8 @@ class HeldOutSet:
     n_templates: how many of PromptSource's templates are for its task.
     used_templates: how many of these are used, in the order of their names.
     shots: few-shot examples of T-Few's draws.
+    labels: what its field `label_field` may hold; nothing else is a label.
+    label_field: what its templates take the right answer from.
     t_few: its name in T-Few.
     suffix: of the names of its tasks and split files; ANLI's round.
   """
@@ -70,6 +73,8 @@ class HeldOutSet:
   n_templates: int
   shots: int
   t_few: str
+  labels: tuple[int | str, ...]
+  label_field: str = 'label'
   suffix: str = ''
   used_templates: int | None = None
 
@@ -121,12 +126,27 @@ TRAINING_SETS: tuple[TrainingSet, ...] = (
 )
 
 HELD_OUT_SETS: tuple[HeldOutSet, ...] = (
-  HeldOutSet('super_glue', 'rte', 'train', 'validation', 10, 32, 'rte'),
-  HeldOutSet('super_glue', 'cb', 'train', 'validation', 15, 32, 'cb'),
-  HeldOutSet('anli', None, 'train_r1', 'test_r1', 15, 50, 'anli-r1', '_r1'),
-  HeldOutSet('anli', None, 'train_r2', 'test_r2', 15, 50, 'anli-r2', '_r2'),
-  HeldOutSet('anli', None, 'train_r3', 'test_r3', 15, 50, 'anli-r3', '_r3'),
-  HeldOutSet('super_glue', 'wsc.fixed', 'train', 'validation', 10, 32, 'wsc'),
+  HeldOutSet('super_glue', 'rte', 'train', 'validation', 10, 32, 'rte', (0, 1)),
+  HeldOutSet(
+    'super_glue', 'cb', 'train', 'validation', 15, 32, 'cb', (0, 1, 2)
+  ),
+  *(
+    HeldOutSet(
+      'anli',
+      None,
+      f'train_r{i}',
+      f'test_r{i}',
+      15,
+      50,
+      f'anli-r{i}',
+      (0, 1, 2),
+      suffix=f'_r{i}',
+    )
+    for i in (1, 2, 3)
+  ),
+  HeldOutSet(
+    'super_glue', 'wsc.fixed', 'train', 'validation', 10, 32, 'wsc', (0, 1)
+  ),
   HeldOutSet(
     'winogrande',
     'winogrande_xl',
@@ -135,6 +155,8 @@ HELD_OUT_SETS: tuple[HeldOutSet, ...] = (
     5,
     50,
     'winogrande',
+    ('1', '2'),
+    label_field='answer',
   ),
   HeldOutSet(
     'super_glue',
@@ -144,11 +166,33 @@ HELD_OUT_SETS: tuple[HeldOutSet, ...] = (
     12,
     32,
     'copa',
+    (0, 1),
     used_templates=8,
   ),
-  HeldOutSet('story_cloze', '2016', 'validation', 'test', 5, 70, 'storycloze'),
-  HeldOutSet('hellaswag', None, 'train', 'validation', 4, 20, 'h-swag'),
-  HeldOutSet('super_glue', 'wic', 'train', 'validation', 10, 32, 'wic'),
+  HeldOutSet(
+    'story_cloze',
+    '2016',
+    'validation',
+    'test',
+    5,
+    70,
+    'storycloze',
+    (1, 2),
+    label_field='answer_right_ending',
+  ),
+  # Texts on Hugging Face, numbers in T-Few's draws and tensorflow-datasets;
+  # the templates take either.
+  HeldOutSet(
+    'hellaswag',
+    None,
+    'train',
+    'validation',
+    4,
+    20,
+    'h-swag',
+    (0, 1, 2, 3, '0', '1', '2', '3'),
+  ),
+  HeldOutSet('super_glue', 'wic', 'train', 'validation', 10, 32, 'wic', (0, 1)),
 )
 
 # Tasks whose inputs are mostly longer than 1,024 tokens; the last, whose

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, Protocol
 
 from etils import epath
 
-from mhr_jax.errors import UserError
+from mhr_jax.errors import UserError, nearest
 from mhr_jax.tasks import promptsource
 from mhr_jax.tasks.promptsource import Template
 from mhr_jax.tasks.t0_datasets import HeldOutSet, set_name
@@ -62,6 +62,10 @@ class RawSets(Protocol):
     """Returns the splits of a data set; none if it is not there."""
     ...
 
+  def remedy(self, dataset: str, subset: str | None) -> str:
+    """Returns what to do about a data set that is not there."""
+    ...
+
 
 @dataclasses.dataclass(frozen=True)
 class JsonLines:
@@ -94,6 +98,11 @@ class JsonLines:
           found.setdefault(split, _split(read_story_cloze, path))
     return found
 
+  def remedy(self, dataset: str, subset: str | None) -> str:
+    """Returns what to do about a data set that is not there."""
+    name = set_name(dataset, subset)
+    return f'Its records would be {self.folder / name}/<split>.jsonl.'
+
 
 def find_t_few_draws(
   folder: epath.Path, held_out: HeldOutSet
@@ -105,7 +114,7 @@ def find_t_few_draws(
     held_out: the data set.
 
   Raises:
-    UserError: there is no such folder.
+    UserError: there is no such folder, or it has no draws of the data set.
   """
   if not folder.is_dir():
     raise UserError(
@@ -117,6 +126,12 @@ def find_t_few_draws(
   for path in sorted(draws.glob('*_seed.jsonl')):
     seed = path.name.removesuffix('_seed.jsonl')
     found[f'few_shot_seed{seed}'] = _split(read_json_lines, path)
+  if not found:
+    raise UserError(
+      f'There is no {draws}/*_seed.jsonl with draws of {held_out.name}: give the'
+      " folder data/few_shot of T-Few's repository, or leave it out where the"
+      " draws lie in the data set's own folder."
+    )
   return found
 
 
@@ -152,31 +167,41 @@ def find_templates(
   return promptsource.read_templates(path)
 
 
+def labelled(split: RawSplit, held_out: HeldOutSet) -> RawSplit:
+  """Returns a split that is read with a check of every record's label.
+
+  Templates do not check it: with a label of -1 most of them take the last
+  choice to be right.
+  """
+  read = functools.partial(_read_labelled, split.read, held_out)
+  return dataclasses.replace(split, read=read)
+
+
 def read_json_lines(path: epath.Path) -> Iterator[Record]:
   """Yields the records of a file.
 
   Raises:
-    UserError: a line is no JSON object; the message has its number.
+    UserError: a line is no JSON object in UTF-8; the message has its number.
   """
-  with path.open('r') as f:
-    for number, line in enumerate(f, 1):
-      origin = f'{path}:{number}'
-      try:
-        fields = json.loads(line) if line.strip() else None
-      except ValueError as e:
-        raise UserError(f'{origin}: not JSON: {e}.') from None
-      if fields is None:
-        continue
-      if not isinstance(fields, dict):
-        raise UserError(f'{origin}: a record is a JSON object.')
-      yield Record(origin, fields)
+  for number, line in enumerate(_text_lines(path), 1):
+    origin = f'{path}:{number}'
+    if not line.strip():
+      continue
+    try:
+      fields = json.loads(line)
+    except ValueError as e:
+      raise UserError(f'{origin}: not JSON: {e}.') from None
+    if not isinstance(fields, dict):
+      raise UserError(f'{origin}: a record is a JSON object.')
+    yield Record(origin, fields)
 
 
 def read_story_cloze(path: epath.Path) -> Iterator[Record]:
   """Yields the records of a Story Cloze file in the form it is handed out in.
 
   Raises:
-    UserError: a column is missing.
+    UserError: a column is missing, or a row lacks one or has no right ending;
+      the message has the line's number.
   """
   columns = {
     'story_id': 'InputStoryid',
@@ -184,34 +209,47 @@ def read_story_cloze(path: epath.Path) -> Iterator[Record]:
     **{f'sentence_quiz{i}': f'RandomFifthSentenceQuiz{i}' for i in (1, 2)},
     'answer_right_ending': 'AnswerRightEnding',
   }
-  with path.open('r') as f:
-    rows = csv.DictReader(f)
-    absent = sorted(set(columns.values()) - set(rows.fieldnames or ()))
-    if absent:
-      raise UserError(f'{path}:1: there is no column {absent[0]!r}.')
-    for row in rows:
-      fields: dict[str, Any] = {key: row[name] for key, name in columns.items()}
-      fields['answer_right_ending'] = int(fields['answer_right_ending'])
-      yield Record(f'{path}:{rows.line_num}', fields)
+  rows = csv.DictReader(_text_lines(path))
+  absent = sorted(set(columns.values()) - set(rows.fieldnames or ()))
+  if absent:
+    raise UserError(f'{path}:1: there is no column {absent[0]!r}.')
+  for row in rows:
+    origin = f'{path}:{rows.line_num}'
+    fields: dict[str, Any] = {key: row[name] for key, name in columns.items()}
+    right = columns['answer_right_ending']
+    if row[right] not in ('1', '2'):
+      raise UserError(
+        f'{origin}: the column {right!r} holds {row[right]!r}, not 1 or 2: the'
+        ' file with right endings is needed, cloze_test_{val,test}__spring2016.'
+      )
+    fields['answer_right_ending'] = int(row[right])
+    yield Record(origin, fields)
 
 
 def usable_templates(
   templates: Sequence[Template], split: RawSplit, title: str
 ) -> list[Template]:
   """Returns those templates whose fields the records have; says which not."""
-  usable = []
-  for template in templates:
-    lacking = sorted(template.fields() & set(split.lacks))
-    if lacking:
-      _log.warning(
-        '%s: there is no task for template %r, which reads %s: the records'
-        ' come without.',
-        title,
-        template.name,
-        ', '.join(lacking),
-      )
-    else:
-      usable.append(template)
+  lacking = {
+    template.name: sorted(template.fields() & set(split.lacks))
+    for template in templates
+  }
+  usable = [template for template in templates if not lacking[template.name]]
+  if len(usable) < len(templates):
+    left = '; '.join(
+      f'{name!r} reads {", ".join(fields)}'
+      for name, fields in lacking.items()
+      if fields
+    )
+    _log.warning(
+      '%s: %d of %d templates are left out, their fields are not in these'
+      ' records: %s. Scores are over the others, and not comparable with those'
+      ' over all.',
+      title,
+      len(templates) - len(usable),
+      len(templates),
+      left,
+    )
   return usable
 
 
@@ -230,6 +268,54 @@ def few_shot_splits(
     if match:
       found[f'few_shot_{match[1]}'] = split
   return found
+
+
+def _read_labelled(
+  read: Callable[[], Iterator[Record]], held_out: HeldOutSet
+) -> Iterator[Record]:
+  """Yields records.
+
+  Raises:
+    UserError: one has no label, or one that its data set has not.
+  """
+  key, known = held_out.label_field, held_out.labels
+  for record in read():
+    if key not in record.fields:
+      raise UserError(
+        f'{record.origin}: there is no field {key!r}, the label of'
+        f' {held_out.name}.{nearest(key, record.fields)}'
+      )
+    label = record.fields[key]
+    if not any(label == one and type(label) is type(one) for one in known):
+      listed = ', '.join(map(repr, known))
+      message = (
+        f'{record.origin}: {key!r} is {label!r}; {held_out.name} has the labels'
+        f' {listed}.'
+      )
+      if label in (-1, '', None):
+        message += (
+          ' This is how a split with hidden labels is published: only those'
+          f' with labels can be used, such as {held_out.test_split!r}.'
+        )
+      raise UserError(message)
+    yield record
+
+
+def _text_lines(path: epath.Path) -> Iterator[str]:
+  """Yields the lines of a file.
+
+  Raises:
+    UserError: one is not UTF-8; the message has its number.
+  """
+  with path.open('rb') as f:
+    for number, line in enumerate(f, 1):
+      try:
+        yield line.decode('utf-8')
+      except UnicodeDecodeError as e:
+        raise UserError(
+          f'{path}:{number}: no text in UTF-8: {e.reason} at byte {e.start} of'
+          ' the line. Write the file again as UTF-8.'
+        ) from None
 
 
 def _split(

@@ -6,6 +6,9 @@ be had whole. What is not in it: sets that tensorflow-datasets lacks; Story
 Cloze, whose four sentences it joins (`t0_raw` reads the file that is handed
 out); TREC, whose labels it orders otherwise.
 
+Of HellaSwag it lacks `ctx_a` and `ctx_b`, which one of the four templates for
+the original task reads: that one is left out, with a warning.
+
 A builder must have been prepared (`tfds build`, or `download_and_prepare`):
 its folder is read as it lies there. Its records are in an order of its own, so
 that the first so many of a training split are others than on Hugging Face.
@@ -21,6 +24,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from mhr_jax.errors import UserError
+from mhr_jax.tasks import t0_datasets
 from mhr_jax.tasks.t0_raw import RawSplit, Record
 
 Fields = Mapping[str, Any]
@@ -112,6 +116,13 @@ ADAPTORS: Mapping[tuple[str, str | None], tuple[Adaptor, ...]] = {
 }
 
 
+# By data set, why tensorflow-datasets is no source of it.
+_WHY_NOT = {
+  'story_cloze': 'tensorflow-datasets joins its four sentences',
+  'trec': 'tensorflow-datasets orders its labels otherwise',
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Tfds:
   """The `data_dir` of tensorflow-datasets."""
@@ -139,6 +150,26 @@ class Tfds:
             adaptor.lacks,
           )
     return found
+
+  def remedy(self, dataset: str, subset: str | None) -> str:
+    """Returns what to do about a data set that is not there."""
+    if (dataset, subset) in ADAPTORS:
+      builds = ' and '.join(
+        f'`tfds build {each.builder} --data_dir={self.data_dir}`'
+        for each in ADAPTORS[dataset, subset]
+      )
+      return f'{builds} prepares it.'
+    why = _WHY_NOT.get(
+      dataset, 'tensorflow-datasets lacks it, or has it with other fields'
+    )
+    name = t0_datasets.set_name(dataset, subset)
+    files = f'{name}/<split>.jsonl'
+    if dataset == 'story_cloze':
+      files += f' or {name}/cloze_test_{{val,test}}__spring2016.csv'
+    return (
+      f"It is not read from there: {why}. With records='jsonl', a folder of raw"
+      f' records has it as {files}.'
+    )
 
 
 def read_tfds(

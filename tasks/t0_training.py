@@ -78,8 +78,9 @@ def register(
     split = raw.find(one.dataset, one.subset).get('train')
     if split is None:
       raise UserError(
-        f'{folder} holds no training records of {one.name}. It should have all'
-        ' 38 data sets; `datasets` names those to register where it has a part.'
+        f'{folder} holds no training records of {one.name}.'
+        f' {raw.remedy(one.dataset, one.subset)} There should be all 38 data'
+        ' sets; `datasets` names those to register where there is a part.'
       )
     all_templates = t0_raw.find_templates(
       None if templates is None else t0.absolute(templates),
