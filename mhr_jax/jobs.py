@@ -230,9 +230,7 @@ def build_job(
     split=split,
     loader=loader,
     vocabulary=vocabulary,
-    settings=dataclasses.replace(
-      settings, trains=methods.trained_labels(row, phase)
-    ),
+    settings=_settings_of(settings, config, methods.trained_labels(row, phase)),
     optimizer=optimizer,
     mesh=mesh,
     backbone_from=backbone_from,
@@ -240,6 +238,24 @@ def build_job(
     heldback=heldback,
     alignment=alignment,
     routing_statistics=routing_statistics,
+  )
+
+
+def _settings_of(
+  settings: TrainSettings,
+  adapters: AdapterConfig | None,
+  trains: tuple[str, ...],
+) -> TrainSettings:
+  """Returns the settings of a method: what trains, and whether it anneals.
+
+  A method without routers has no routing to anneal: that of `private` is what
+  keeps its tasks' adapters apart.
+  """
+  routed = adapters is not None and adapters.has_routers
+  return dataclasses.replace(
+    settings,
+    trains=trains,
+    anneal_steps=settings.anneal_steps if routed else 0,
   )
 
 

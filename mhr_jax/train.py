@@ -158,9 +158,11 @@ def train(
   if mode == 'dry_run':
     print(dry_run.describe(job))
     return None
-  values = flat_settings({**asked, 'adapters': job.model.adapters})
-  _check_settings(job.run_dir, values, config_change)
-  return run_job(job, values, config_text=config_text, command=command)
+  asked['adapters'] = job.model.adapters
+  _check_settings(job.run_dir, asked, config_change)
+  return run_job(
+    job, flat_settings(asked), config_text=config_text, command=command
+  )
 
 
 def run_job(
@@ -262,10 +264,51 @@ def flat_settings(values: Mapping[str, Any]) -> dict[str, str]:
   return flat
 
 
+def with_defaults(
+  old: Mapping[str, str], values: Mapping[str, Any]
+) -> dict[str, str]:
+  """Returns older settings, with the defaults of fields they do not know.
+
+  A run from before a field was there is the run that its default makes.
+
+  Args:
+    old: settings as text by path, as `flat_settings` returned them once.
+    values: settings as they are now, as `flat_settings` takes them; of them
+      only which fields there are and what these have for defaults is read.
+  """
+  filled = dict(old)
+
+  def fill(path: str, value: Any) -> None:
+    if path in old:
+      return
+    if isinstance(value, Mapping):
+      for key, item in value.items():
+        fill(f'{path}.{key}', item)
+    if not dataclasses.is_dataclass(value):
+      return
+    for field in dataclasses.fields(value):
+      name = f'{path}.{field.name}'
+      if any(key == name or key.startswith(f'{name}.') for key in old):
+        fill(name, getattr(value, field.name))
+      elif field.default is not dataclasses.MISSING:
+        filled.update(flat_settings({name: field.default}))
+      elif field.default_factory is not dataclasses.MISSING:
+        filled.update(flat_settings({name: field.default_factory()}))
+
+  for name, value in values.items():
+    fill(name, value)
+  return filled
+
+
 def _check_settings(
-  run_dir: epath.Path, values: Mapping[str, str], config_change: str
+  run_dir: epath.Path, asked: Mapping[str, Any], config_change: str
 ) -> None:
   """Compares with the settings of the run that is in the folder already.
+
+  Args:
+    run_dir: the run folder.
+    asked: the settings now, as `flat_settings` takes them.
+    config_change: see `train`.
 
   Raises:
     UserError: they differ in what decides its numbers.
@@ -275,8 +318,9 @@ def _check_settings(
     return
   if not path.exists():
     return
-  old = run_files.read_json(path)
-  changed = configuration_values.diff(_decisive(old), _decisive(values))
+  old = with_defaults(run_files.read_json(path), asked)
+  new = flat_settings(asked)
+  changed = configuration_values.diff(_decisive(old), _decisive(new))
   if changed:
     raise UserError(
       f'{run_dir} holds a run with other settings:\n  '

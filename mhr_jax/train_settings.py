@@ -23,7 +23,8 @@ class TrainSettings:
     anneal_steps: in the last so many steps the mixing weights go from what the
       tasks learned to uniform (`routing.uniform_share`), so that the average
       adapter is trained too; 0 for none. Evaluation routes as ever: the
-      annealed model is `adapter='average'`. Nothing where nothing is routed.
+      annealed model is `adapter='average'`. In `train.train` for methods with
+      routers only: `private`, `lora` and `full` train as if it were 0.
     label_smoothing: share of the loss spread over the vocabulary.
     z_loss: weight of the squared log-partition.
     loss_normalisation: what the summed loss of a batch is divided by before
