@@ -109,10 +109,15 @@ def test_few_shot_draws_of_t_few(tmp_path):
     'few_shot_seed1024',
     'test_one_template',
   }
-  with pytest.raises(UserError, match='data/few_shot of its repository'):
-    t0.register(
-      tmp_path / 'sets', vocabulary='bytes', few_shot=tmp_path / 'nowhere'
-    )
+  for wrong, message in (
+    ('nowhere', 'data/few_shot of its repository'),
+    # A folder that is there, but is another one of T-Few's repository.
+    ('few_shot/copa', r'no .*few_shot/copa/copa/32_shot/\*_seed.jsonl with'),
+  ):
+    with pytest.raises(UserError, match=message):
+      t0.register(
+        tmp_path / 'sets', vocabulary='bytes', few_shot=tmp_path / wrong
+      )
 
 
 def test_rounds_of_anli_have_splits_and_names_of_their_own(tmp_path):
@@ -157,9 +162,56 @@ def test_story_cloze_is_read_as_it_is_handed_out(tmp_path):
     'sentence_quiz2': 'G.',
     'answer_right_ending': 2,
   }
-  path.write_text('InputStoryid\nx\n')
-  with pytest.raises(UserError, match=":1: there is no column 'Answer"):
-    list(found['test'].read())
+  header, row = path.read_text().splitlines()
+  for damaged, message in (
+    (b'InputStoryid\nx\n', ":1: there is no column 'Answer"),
+    (f'{header}\n{row[:-1]}\n'.encode(), ":2: the column 'Answer.* holds ''"),
+    (f'{header}\n{row}\nx,A\n'.encode(), ':3: the column .* holds None'),
+    (f'{header}\n{row}\n'.encode('utf-16'), ':1: no text in UTF-8'),
+  ):
+    path.write_bytes(damaged)
+    with pytest.raises(UserError, match=message):
+      list(found['test'].read())
+
+
+@pytest.mark.parametrize(
+  ('name', 'field', 'right', 'wrong'),
+  (
+    ('super_glue_copa', 'label', (0, 1), (-1, 2, '0', None, True)),
+    ('anli_r2', 'label', (0, 1, 2), (-1, 3)),
+    ('winogrande_winogrande_xl', 'answer', ('1', '2'), ('', 1)),
+    ('story_cloze_2016', 'answer_right_ending', (1, 2), (0, 3)),
+    ('hellaswag', 'label', (0, '3'), ('', 4)),
+  ),
+)
+def test_a_wrong_label_is_located(name, field, right, wrong):
+  (held_out,) = t0.chosen_sets([name])
+
+  def read(*labels):
+    records = [
+      t0_raw.Record(f'f:{i}', {field: x}) for i, x in enumerate(labels)
+    ]
+    split = t0_raw.RawSplit(lambda: iter(records), ())
+    return list(t0_raw.labelled(split, held_out).read())
+
+  assert [one.fields[field] for one in read(*right)] == list(right)
+  for label in wrong:
+    with pytest.raises(UserError, match=f"f:1: '{field}' is {label!r}; {name}"):
+      read(right[0], label)
+
+
+def test_hidden_labels_of_a_held_out_set_are_no_labels(tmp_path):
+  folder = toy_t0.write_copa(tmp_path)
+  hidden = [{**toy_t0.copa_record(i), 'label': -1} for i in range(2)]
+  for split in ('validation', 'few_shot_seed0'):
+    toy_t0.write_lines(folder / f'{split}.raw.jsonl', hidden)
+  t0.register(tmp_path, vocabulary='bytes', name='hid')
+  for task in ('hid_super_glue_copa_a_plain', 'hid_super_glue_copa'):
+    with pytest.raises(UserError, match=r"raw.jsonl:1: .*hidden.*'validation'"):
+      toy_t0.load_task(task)
+  toy_t0.write_lines(folder / 'validation.raw.jsonl', [{'labels': 1}])
+  with pytest.raises(UserError, match="no field 'label'.*mean 'labels'"):
+    toy_t0.load_task('hid_super_glue_copa_a_plain')
 
 
 @pytest.mark.parametrize(
@@ -189,6 +241,7 @@ def test_an_empty_folder_or_none_is_an_error(tmp_path):
   (
     ('{"premise": ', r'validation.raw.jsonl:2: not JSON'),
     ('[1]', r'validation.raw.jsonl:2: a record is a JSON object'),
+    ('{"premise": "\xe9"}', r'validation.raw.jsonl:2: no text in UTF-8'),
     (
       '{"premise": "x", "choice1": "y", "choice_2": "z", "label": 0}',
       r"jsonl:2: .*templates.yaml:\d+: template 'a plain': it needs a field"
@@ -199,7 +252,9 @@ def test_an_empty_folder_or_none_is_an_error(tmp_path):
 def test_a_damaged_record_is_located(tmp_path, line, message):
   folder = toy_t0.write_copa(tmp_path)
   good = json.dumps(toy_t0.copa_record(0))
-  (folder / 'validation.raw.jsonl').write_text(f'{good}\n{line}\n')
+  (folder / 'validation.raw.jsonl').write_bytes(
+    f'{good}\n{line}\n'.encode('latin-1')
+  )
   t0.register(tmp_path, vocabulary='bytes', name=f'bad{len(line)}')
   with pytest.raises(UserError, match=message):
     toy_t0.load_task(f'bad{len(line)}_super_glue_copa_a_plain')

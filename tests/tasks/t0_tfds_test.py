@@ -6,7 +6,14 @@ import tensorflow_datasets as tfds
 
 from mhr_jax.data import registry, sources
 from mhr_jax.errors import UserError
-from mhr_jax.tasks import t0, t0_datasets, t0_tfds
+from mhr_jax.tasks import (
+  promptsource,
+  t0,
+  t0_datasets,
+  t0_raw,
+  t0_tfds,
+  t0_training,
+)
 from tests import toy_t0
 
 # What PromptSource's templates of some sets read (at 7dab96a3): those whose
@@ -116,3 +123,33 @@ def test_a_folder_without_a_prepared_builder_is_an_error(tmp_path):
   (tmp_path / 'super_glue/copa/incomplete.1').mkdir(parents=True)
   with pytest.raises(UserError, match='none of the held-out data sets'):
     t0.register(tmp_path, vocabulary='bytes', records='tfds')
+
+
+@pytest.mark.parametrize(
+  ('register', 'name', 'message'),
+  (
+    (t0.register, 'story_cloze_2016', r'joins .*cloze_test_\{val,test\}__spr'),
+    (t0.register, 'super_glue_copa', 'tfds build super_glue/copa --data_dir='),
+    (t0_training.register, 'trec', 'labels otherwise.*trec/<split>.jsonl'),
+    (t0_training.register, 'ropes', 'lacks it.*ropes/<split>.jsonl'),
+  ),
+)
+def test_what_is_not_read_from_there_is_said(tmp_path, register, name, message):
+  with pytest.raises(UserError, match=message):
+    register(tmp_path, vocabulary='bytes', records='tfds', datasets=[name])
+
+
+def test_templates_that_hellaswag_has_no_fields_for_are_counted(caplog):
+  (adaptor,) = t0_tfds.ADAPTORS['hellaswag', None]
+  split = t0_raw.RawSplit(lambda: iter(()), (), adaptor.lacks)
+  templates = [
+    promptsource.Template(name, jinja, None, 'original')
+    for name, jinja in (
+      ('whole', '{{ctx}} ||| {{label}}'),
+      ('parts', '{{ctx_a.lower()}}, {{ctx_b}} ||| {{label}}'),
+    )
+  ]
+  usable = t0_raw.usable_templates(templates, split, 'hellaswag')
+  assert [one.name for one in usable] == ['whole']
+  assert '1 of 2 templates are left out' in caplog.text
+  assert "'parts' reads ctx_a, ctx_b" in caplog.text
