@@ -126,7 +126,8 @@ def score_predictions(
     predictions: at least one.
     metrics: names of `metrics.METRICS` and `metrics.SET_METRICS`, and
       `own_metric`. 'accuracy' counts the labels of ranked choices, and brings
-      'chance' and 'majority' with it.
+      'chance' and 'majority' with it; as a task's own metric it compares
+      texts letter for letter (`metrics.accuracy`) where none were ranked.
 
   Returns:
     The scores, and by metric one number an instance, where the metric has
@@ -210,7 +211,11 @@ def _measure(
   tasks = {}
   for task, rows in members.items():
     metric = own.get(task, name)
-    if metric in (ACCURACY, *BASELINES):
+    # A task's own 'accuracy' is that of texts where no choices were ranked.
+    own_text = name == OWN_METRIC and not any(
+      predictions[row].choice_scores for row in rows
+    )
+    if metric in (ACCURACY, *BASELINES) and not own_text:
       values[rows] = _rank([predictions[row] for row in rows], metric)
       tasks[task] = float(values[rows].mean())
       continue

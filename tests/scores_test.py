@@ -190,6 +190,18 @@ def test_accuracy_counts_labels_beside_chance_and_majority(tmp_path):
   assert again == found
 
 
+def test_a_tasks_own_accuracy_is_of_texts_or_of_what_was_ranked():
+  written = _own('written', 'accuracy', ['a', 'A', 'b'], ['a', 'a', 'b'], None)
+  ranked = [dataclasses.replace(each, metric='accuracy') for each in RANKED[:3]]
+  found, values = scores.score_predictions(
+    [*written, *ranked], metrics=('own_metric',)
+  )
+  assert found.of_tasks('own_metric') == pytest.approx(
+    {'written': 200 / 3, 'one': 200 / 3}
+  )
+  assert values['own_metric'].tolist() == [100, 0, 100, 100, 100, 0]
+
+
 def test_accuracy_needs_ranked_choices():
   with pytest.raises(UserError, match="'a-0' of task 'a' has none: .*metrics"):
     scores.score_predictions(PREDICTIONS, metrics=('accuracy',))
