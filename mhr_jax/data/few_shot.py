@@ -8,6 +8,7 @@ a form that is drawn anew.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import functools
 from typing import Any, Literal
 
 import numpy as np
@@ -25,7 +26,6 @@ Forms = Literal['all', 'one_each']
 
 _DRAW_STREAM = 0x66657773
 _FORM_STREAM = 0x666F726D
-_READ_AT_ONCE = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,7 @@ def few_shot_examples(
   if forms == 'all':
     groups = [[index] for index in range(len(source))]
   else:
-    groups = group_forms(source)
+    groups = _known_groups(source)
   k = len(groups) if k is None else k
   if not 0 <= held_back < k:
     raise UserError(f'Of {k} examples {held_back} cannot be held back.')
@@ -92,14 +92,13 @@ def few_shot_examples(
 def group_forms(source: TaskSource | ExampleSource) -> list[list[int]]:
   """Returns the indices of each example's records, in order of appearance."""
   groups: dict[str, list[int]] = {}
-  for start in range(0, len(source), _READ_AT_ONCE):
-    indices = range(start, min(start + _READ_AT_ONCE, len(source)))
-    for index, record in zip(
-      indices, source.__getitems__(indices), strict=True
-    ):
-      name = record['example_id'].partition('/')[0]
-      groups.setdefault(name, []).append(index)
+  for index, example_id in enumerate(source.read_ids()):
+    groups.setdefault(example_id.partition('/')[0], []).append(index)
   return list(groups.values())
+
+
+# Every seed draws from the same few sources, one task behind the other.
+_known_groups = functools.lru_cache(maxsize=4)(group_forms)
 
 
 class FewShotLoader:

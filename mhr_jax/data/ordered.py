@@ -95,6 +95,10 @@ class ExampleSource:
   def __getitems__(self, indices: Sequence[int]) -> list[Mapping[str, Any]]:
     return [self._examples[index] for index in indices]
 
+  def read_ids(self) -> list[str]:
+    """Returns the `example_id` of every example."""
+    return [example['example_id'] for example in self._examples]
+
 
 def eval_batches(
   sources: Sequence[TaskSource | ExampleSource],

@@ -126,6 +126,13 @@ class TaskSource:
   def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
     return [_decode(raw) for raw in self._read(indices)]
 
+  def read_ids(self) -> list[str]:
+    """Returns the `example_id` of every record, and decodes nothing else."""
+    return [
+      _texts(_fields(raw), 'example_id')[0]
+      for raw in self._read(range(len(self)))
+    ]
+
   @property
   def nbytes(self) -> int:
     """Bytes on disk, about."""
@@ -313,14 +320,18 @@ def _chunks(n: int) -> Iterator[tuple[int, int]]:
     yield start, min(n, start + _READ_AT_ONCE)
 
 
+def _fields(raw: bytes) -> Any:
+  return tf_example_pb2.Example.FromString(raw).features.feature
+
+
 def _decode_tokens(raw: bytes) -> dict[str, Any]:
   # The features' own decoding takes seven times as long.
-  fields = tf_example_pb2.Example.FromString(raw).features.feature
+  fields = _fields(raw)
   return _ints(fields, 'inputs', 'targets', 'target_lengths')
 
 
 def _decode(raw: bytes) -> dict[str, Any]:
-  fields = tf_example_pb2.Example.FromString(raw).features.feature
+  fields = _fields(raw)
   return {
     **_ints(
       fields,

@@ -110,12 +110,27 @@ class _Forms:
   def __getitems__(self, indices):
     return [self.records[i] for i in indices]
 
+  def read_ids(self):
+    self.times_read = getattr(self, 'times_read', 0) + 1
+    return [record['example_id'] for record in self.records]
+
 
 def _loader(drawn, batch_size=4, seed=3):
   widths = {'input_length': 4, 'target_length': 8}
   return FewShotLoader(
     'task', drawn, batch_size=batch_size, seed=seed, **widths
   )
+
+
+def test_forms_are_found_once_for_all_seeds(source):
+  forms = _Forms()
+  draws = [
+    few_shot_examples(forms, 2, seed, forms='one_each') for seed in (0, 1)
+  ]
+  assert draws[0].indices != draws[1].indices
+  assert forms.times_read == 1
+  ids = [source[i]['example_id'] for i in range(len(source))]
+  assert source.read_ids() == ids
 
 
 def test_forms_belong_together():
