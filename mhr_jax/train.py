@@ -6,7 +6,7 @@ is the same as `mhr-jax train` with the same flags. From Python, `train` takes
 the settings objects themselves.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import sys
 from typing import Any, Literal, NamedTuple
@@ -249,9 +249,8 @@ def flat_settings(values: Mapping[str, Any]) -> dict[str, str]:
   flat: dict[str, str] = {}
 
   def add(path: str, value: Any) -> None:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-      fields = dataclasses.fields(value)
-      for field in fields:
+    if _has_fields(value):
+      for field in dataclasses.fields(value):
         add(f'{path}.{field.name}', getattr(value, field.name))
     elif isinstance(value, Mapping):
       for key, item in value.items():
@@ -276,28 +275,34 @@ def with_defaults(
     values: settings as they are now, as `flat_settings` takes them; of them
       only which fields there are and what these have for defaults is read.
   """
-  filled = dict(old)
-
-  def fill(path: str, value: Any) -> None:
-    if path in old:
-      return
-    if isinstance(value, Mapping):
-      for key, item in value.items():
-        fill(f'{path}.{key}', item)
-    if not dataclasses.is_dataclass(value):
-      return
-    for field in dataclasses.fields(value):
-      name = f'{path}.{field.name}'
-      if any(key == name or key.startswith(f'{name}.') for key in old):
-        fill(name, getattr(value, field.name))
-      elif field.default is not dataclasses.MISSING:
-        filled.update(flat_settings({name: field.default}))
-      elif field.default_factory is not dataclasses.MISSING:
-        filled.update(flat_settings({name: field.default_factory()}))
-
+  found = dict(old)
   for name, value in values.items():
-    fill(name, value)
-  return filled
+    for path, default in _unknown_fields(name, value, old):
+      found |= flat_settings({path: default})
+  return found
+
+
+def _unknown_fields(
+  path: str, value: Any, old: Mapping[str, str]
+) -> Iterator[tuple[str, Any]]:
+  """Yields path and default of the fields that older settings do not have."""
+  if path in old:
+    return
+  if isinstance(value, Mapping):
+    for key, item in value.items():
+      yield from _unknown_fields(f'{path}.{key}', item, old)
+  for field in dataclasses.fields(value) if _has_fields(value) else ():
+    name = f'{path}.{field.name}'
+    if any(key == name or key.startswith(f'{name}.') for key in old):
+      yield from _unknown_fields(name, getattr(value, field.name), old)
+    elif field.default is not dataclasses.MISSING:
+      yield name, field.default
+    elif field.default_factory is not dataclasses.MISSING:
+      yield name, field.default_factory()
+
+
+def _has_fields(value: Any) -> bool:
+  return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
 def _check_settings(
