@@ -88,6 +88,7 @@ class Adapted:
     seed: of the cell.
     scores: on the task's test set, after the last step.
     predictions: what the scores are of.
+    values: one number a prediction, by metric, of those that have any.
     losses: of training, a token, by step; on answer choices the whole loss.
     held_back_loss: of the held-back shots, a token; None without any.
     trained: the parameters that trained, by label.
@@ -100,6 +101,7 @@ class Adapted:
   seed: int
   scores: scores.Scores
   predictions: tuple[scores.Prediction, ...]
+  values: Mapping[str, np.ndarray]
   losses: np.ndarray
   held_back_loss: float | None
   trained: Params
@@ -236,10 +238,11 @@ def adapt(
 
   Raises:
     UserError: the loss of a cell is not finite, or asks for answer choices
-      that its shots do not have.
+      that its shots do not have; or its test set has none to rank.
   """
   method = methods.get_method(method)
-  _check_choices(cells, settings.loss)
+  check_choices(cells, settings.loss)
+  _check_tests(cells, evaluate)
   found: list[Adapted] = []
   for group in split_groups(cells, settings.side_by_side):
     results = _adapt_group(
@@ -302,12 +305,17 @@ def _adapt_group(
   own = [
     jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(len(cells))
   ]
+  scored = [
+    scores.score_predictions(of_cell, metrics=evaluate.metrics)
+    for of_cell in predictions
+  ]
   return [
     Adapted(
       task=cell.task,
       seed=cell.seed,
-      scores=scores.score_predictions(of_cell, metrics=evaluate.metrics)[0],
+      scores=scored[i][0],
       predictions=tuple(of_cell),
+      values=scored[i][1],
       losses=trained.losses[i],
       held_back_loss=_held_back_loss(model, trained, cell, i),
       trained=own[i],
@@ -345,7 +353,15 @@ def _split_key(cell: Cell) -> tuple[jax.Array, jax.Array]:
   return start, training
 
 
-def _check_choices(cells: Sequence[Cell], loss: LossSettings):
+def _check_tests(cells: Sequence[Cell], evaluate: EvaluationSettings) -> None:
+  """Says before training that a test set has no choices to rank."""
+  for cell in cells:
+    for batch in cell.test if evaluate.ranks else ():
+      ranking.check_choices(batch)
+
+
+def check_choices(cells: Sequence[Cell], loss: LossSettings) -> None:
+  """Refuses a loss on answer choices that the shots of a cell do not have."""
   for cell in cells:
     if loss.on_choices is not None and 'choice_tokens' not in cell.batches:
       raise UserError(
@@ -449,10 +465,7 @@ def write_adapted(
   """
   method = methods.get_method(method)
   folder = epath.Path(folder) / result.task / f'seed{result.seed}'
-  _, values = scores.score_predictions(
-    result.predictions, metrics=result.scores.metrics
-  )
-  scores.write_scores(folder, result.scores, result.predictions, values)
+  scores.write_scores(folder, result.scores, result.predictions, result.values)
   run_files.write_json(
     folder / ADAPTED_FILE,
     {

@@ -13,7 +13,7 @@ import numpy as np
 
 from mhr_jax import choice_losses, scores
 from mhr_jax.data import batching
-from mhr_jax.data.ordered import EvalBatch
+from mhr_jax.data.ordered import EvalBatch, EvalRecord
 from mhr_jax.errors import UserError
 
 
@@ -46,14 +46,8 @@ def choice_widths(batches: Sequence[EvalBatch]) -> tuple[int, int]:
   return batching.choice_widths(choices, max(widths))
 
 
-def with_choices(batch: EvalBatch, widths: tuple[int, int]) -> batching.Batch:
-  """Returns what `RoutedT5.score_choices` reads of a batch.
-
-  Rows that only fill up have no choices.
-
-  Args:
-    batch: of examples with choices.
-    widths: how many choices to make room for, and how wide each.
+def check_choices(batch: EvalBatch) -> None:
+  """Refuses examples that have nothing to rank.
 
   Raises:
     UserError: an example has no choices.
@@ -66,6 +60,21 @@ def with_choices(batch: EvalBatch, widths: tuple[int, int]) -> batching.Batch:
         ' for. Choose other metrics (EvaluationSettings.metrics ='
         " ('exact_match', 'rouge_l')), or tasks whose examples have choices."
       )
+
+
+def with_choices(batch: EvalBatch, widths: tuple[int, int]) -> batching.Batch:
+  """Returns what `RoutedT5.score_choices` reads of a batch.
+
+  Rows that only fill up have no choices.
+
+  Args:
+    batch: of examples with choices.
+    widths: how many choices to make room for, and how wide each.
+
+  Raises:
+    UserError: an example has no choices.
+  """
+  check_choices(batch)
   choices: list[Sequence[Sequence[int]]] = [
     record.choice_tokens for record in batch.records
   ]
@@ -92,12 +101,16 @@ def to_predictions(
     log_probs: of each choice, summed over its tokens.
     lengths: its tokens.
     settings: how to rank.
+
+  Raises:
+    UserError: the score of a choice is not finite: nothing ranks first.
   """
   ranked = choice_losses.normalise_scores(
     log_probs, lengths, settings.length_norm
   )
   for record, row in zip(batch.records, ranked, strict=False):
     own = row[: len(record.choices)]
+    _check_finite(record, own)
     yield scores.Prediction(
       example_id=record.example_id,
       task=record.task,
@@ -110,3 +123,13 @@ def to_predictions(
       choice_scores=tuple(own.tolist()),
       label=record.label,
     )
+
+
+def _check_finite(record: EvalRecord, own: Float[np.ndarray, 'choice']):
+  for choice, score in zip(record.choices, own, strict=True):
+    if not np.isfinite(score):
+      raise UserError(
+        f'Task {record.task!r}, example {record.example_id!r}: the score of'
+        f' the choice {choice!r} is {score}, so no choice ranks first. Some'
+        ' parameters are not finite, or numbers overflow on the way.'
+      )

@@ -181,6 +181,16 @@ def test_shots_without_choices_are_named(mhr):
     _adapt(mhr, cells)
 
 
+def test_test_sets_without_choices_are_named_before_training(
+  mhr, cells, monkeypatch
+):
+  monkeypatch.setattr(adaptation, 'train_cells', None)
+  bare = toy_text.make_cells(seeds=(0,))[0]
+  mixed = dataclasses.replace(cells[0], test=bare.test)
+  with pytest.raises(UserError, match="'copy-0': there are no answer choices"):
+    _adapt(mhr, [cells[1], mixed])
+
+
 def test_settings_that_do_not_go_together_are_refused():
   with pytest.raises(UserError, match='normalisation stays at its default'):
     dataclasses.replace(LOSS, normalisation='examples')

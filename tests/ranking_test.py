@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import jax
 import numpy as np
@@ -148,6 +149,20 @@ def test_texts_need_to_be_told_how_they_are_written():
     evaluation.EvaluationSettings()
   with pytest.raises(UserError, match='length_norm is -1'):
     ranking.ChoiceSettings(length_norm=-1)
+
+
+def test_scores_that_are_not_finite_are_named():
+  (batch, *_) = _batches()
+  log_probs = np.zeros((5, 4))
+  lengths = np.ones((5, 4))
+  log_probs[0, len(batch.records[0].choices) :] = np.nan  # No choice there.
+  found = ranking.to_predictions(batch, log_probs, lengths, ChoiceSettings())
+  assert len(list(found)) == 5
+  log_probs[2, 1] = np.nan
+  found = ranking.to_predictions(batch, log_probs, lengths, ChoiceSettings())
+  name = re.escape(repr(batch.records[2].example_id))
+  with pytest.raises(UserError, match=f"'copy', example {name}: .* is nan"):
+    list(found)
 
 
 def test_rows_that_fill_up_have_no_choices():
