@@ -152,7 +152,7 @@ def _random_methods(learned: Method) -> tuple[Method, Method]:
     routing='random',
     pretrain_as='random',
     pretrain_trains=('adapters',),
-    summary='as mhr, but with a routing that is drawn at random and kept',
+    summary='mhr with a routing drawn and kept; new tasks learn rows of theirs',
   )
   averaged = dataclasses.replace(
     method,
@@ -315,8 +315,17 @@ def adapter_config(
     base,
     n_tasks=n_tasks,
     n_splits=1 if method.splits == 'one' else base.n_splits,
-    router_init='normal' if method.routing == 'random' else base.router_init,
+    router_init=_router_init(method, base, phase),
   )
+
+
+def _router_init(
+  method: Method, base: AdapterConfig, phase: Phase
+) -> routing.RouterInit:
+  """Returns how rows are drawn: random ones wide, unless they are to train."""
+  if method.routing != 'random':
+    return base.router_init
+  return 'normal' if phase == 'pretrain' else 'uniform'
 
 
 def _of_kind(base: AdapterConfig, method: Method) -> AdapterConfig:

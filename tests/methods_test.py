@@ -315,6 +315,13 @@ def test_a_redrawn_inventory_is_a_fresh_draw_with_the_usual_rows(method):
     methods.start_params(method, params, config)
 
 
+def test_new_tasks_of_random_train_rows_that_are_drawn_as_others():
+  wide = methods.adapter_config('random', BASE)
+  adapted = methods.adapter_config('random', wide, phase='adapt', n_tasks=1)
+  assert (wide.router_init, adapted.router_init) == ('normal', 'uniform')
+  assert methods.adapter_config('mhr', BASE, phase='adapt') == BASE
+
+
 def test_random_routing_is_wide_before_training_and_narrow_for_new_tasks():
   config = methods.adapter_config('random', BASE)
   assert config.has_routers and config.router_init == 'normal'
