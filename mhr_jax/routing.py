@@ -259,22 +259,32 @@ def mixing_weights(
   if form.mixing == 'l2_norm':
     square = (logits**2).sum(axis=-1, keepdims=True)
     return logits / jnp.sqrt(jnp.where(square > 0, square, 1))
-  gates = _gates(logits, form, noise)
+  on = gates(logits, form, noise)
   if form.normalisation == 'sqrt':
     n_splits, n_skills = logits.shape[-2:]
-    return gates * (n_splits / n_skills) ** 0.5
-  total = gates.sum(axis=-1, keepdims=True)
-  return gates / jnp.where(total > 0, total + _EPSILON, 1)
+    return on * (n_splits / n_skills) ** 0.5
+  total = on.sum(axis=-1, keepdims=True)
+  return on / jnp.where(total > 0, total + _EPSILON, 1)
 
 
-def _gates(logits, form, noise):
-  """Returns each skill's gate in [0, 1]."""
+def gates(
+  logits: Float[Array, '... split skill'],
+  form: MixingForm,
+  noise: Float[Array, '... split skill'] | None = None,
+) -> Float[Array, '... split skill']:
+  """Returns each skill's gate in [0, 1]; that of a shared skill is 1.
+
+  Args:
+    logits: of the routing.
+    form: of the weights; one of `GATED_MIXINGS`.
+    noise: see `mixing_weights`.
+  """
   if form.mixing == 'relaxed_bernoulli' and noise is not None:
     logits = logits + jnp.log(noise) - jnp.log1p(-noise)
-  gates = jax.nn.sigmoid(logits)
+  on = jax.nn.sigmoid(logits)
   if form.mixing == 'straight_through':
-    gates = gates + jax.lax.stop_gradient(jnp.round(gates) - gates)
-  return gates.at[..., -1].set(1) if form.shared_skill else gates
+    on = on + jax.lax.stop_gradient(jnp.round(on) - on)
+  return on.at[..., -1].set(1) if form.shared_skill else on
 
 
 def entropy(

@@ -1,6 +1,6 @@
 """Gradient alignment: how far the tasks pull what they share the same way.
 
-    a task's examples ── loss ── backward ──▶ gradient of its pair (a_t, b_t)
+    a task's examples ── loss ── backward ──▶ gradient of its adapter
                                                    │  back through mixing,
                                                    ▼  the routing held fixed
                                               gradient of the inventories
@@ -10,17 +10,19 @@ g_t the gradient of the task's loss on a few examples of its own, with routing
 as in evaluation (no noise) and no dropout. It is measured with respect to
 
 * `inventories`: what the tasks share; the routing logits are not part of it.
-  Tasks whose skills are disjoint have cosine 0, whatever they ask for.
-* `effective`: the pair (a_t, b_t) that the task's routing mixes, before the
-  scale alpha / rank. The gradients of all tasks lie in one space, that of a
+  Tasks whose skills are disjoint have cosine 0, whatever they ask for: with
+  an adapter a task (`private`) all have, and it is not measured.
+* `effective`: the adapter that the task's routing mixes: the pair (a_t, b_t)
+  before the scale alpha / rank, or the `scale` of (IA)³. The gradients of all
+  tasks lie in one space, that of a
   plain LoRA, also where their skills are disjoint. With one adapter for all
   tasks (`lora`) it is the same as `inventories`.
 * `backbone`: for a model without adapters, all of its parameters.
 
 No pair of tasks is ever formed: with unit gradients ĝ_t, the mean over pairs
 is (‖Σ ĝ_t‖² − T) / (T (T − 1)). What is kept is Σ ĝ_t, so memory does not grow
-with T. Each group of layers is measured in the same way, its gradients
-normalised on their own.
+with T (`unit_gradients` counts it). Each group of layers is measured in the
+same way, its gradients normalised on their own.
 
 A gradient that is exactly 0 has no direction (b is 0 at the start, so that of
 every a is): such a task is left out of the group where that is so, and a group
@@ -47,7 +49,7 @@ import numpy as np
 from mhr_jax import adapters as adapters_lib
 from mhr_jax import evaluation, partitioning, run_files
 from mhr_jax.analysis import unit_gradients
-from mhr_jax.data import ordered, records
+from mhr_jax.data import mixing, ordered, records
 from mhr_jax.data.batching import Batch
 from mhr_jax.errors import UserError, nearest
 from mhr_jax.model import RoutedT5
@@ -173,7 +175,8 @@ def _draw_examples(
   source: Source, settings: AlignmentSettings
 ) -> ordered.ExampleSource:
   """Returns a task's examples: drawn, for the first ones may be of a kind."""
-  rng = np.random.default_rng((_CHOICE_STREAM, settings.seed, len(source)))
+  words = (_CHOICE_STREAM, settings.seed, mixing.key_of(source.name))
+  rng = np.random.default_rng(words)
   n = min(settings.examples, len(source))
   indices = np.sort(rng.choice(len(source), n, replace=False)).tolist()
   return ordered.ExampleSource(source.name, source.__getitems__(indices))
@@ -214,9 +217,11 @@ def measure_alignment(
     For each of `wrt` (of a model without adapters, 'backbone'): the alignment
     over all parameters under its name, over each group of layers under
     `NAME/encoder/attention` and so on, over all a and all b under `NAME/a` and
-    `NAME/b`. Groups with fewer than two gradients are left out. Moreover
-    'tasks', how many there were, and 'zero_gradients', how many had a gradient
-    of 0 with respect to everything.
+    `NAME/b` ((IA)³ has one leaf a linear, `scale`, so nothing to tell apart).
+    Groups with fewer than two gradients are left out, and 'inventories' where
+    each task has its own. Moreover 'tasks', how many there were, and
+    'zero_gradients', how many had a gradient of 0 with respect to everything
+    that was measured.
 
   Raises:
     UserError: there are fewer than two tasks.
@@ -225,7 +230,9 @@ def measure_alignment(
     raise UserError(
       f'Gradient alignment is between tasks; there are {len(tasks)}.'
     )
-  kinds = ('backbone',) if model.adapters is None else tuple(wrt)
+  kinds = _kinds(model, wrt)
+  if not kinds:
+    return {'tasks': float(len(tasks))}
   sums = _start_sums(model, params, kinds)
   leaves, structure = jax.tree.flatten(sums)
   programs = _build_programs(
@@ -278,13 +285,22 @@ def _to_numbers(
   return numbers | {'tasks': float(n_tasks), ZERO: float(n_tasks - most)}
 
 
+def _kinds(model: RoutedT5, wrt: Sequence[Wrt]) -> tuple[str, ...]:
+  """Returns what a model is measured with respect to."""
+  if model.adapters is None:
+    return ('backbone',)
+  if model.adapters.mixing != 'private':
+    return tuple(wrt)
+  return tuple(kind for kind in wrt if kind != 'inventories')
+
+
 def _start_sums(model: RoutedT5, params: Params, kinds: Sequence[str]) -> Sums:
   """Returns zeros, beside what they are gradients of where that is split."""
   mesh = evaluation.mesh_of(params)
   everywhere = None if mesh is None else partitioning.replicated(mesh)
   like = {'inventories': params.get('adapters'), 'backbone': params['backbone']}
   if model.adapters is not None:
-    like['effective'] = jax.eval_shape(_make_pair(model), params, np.int32(0))
+    like['effective'] = jax.eval_shape(_make_mix(model), params, np.int32(0))
   return {
     kind: unit_gradients.start_sums(like[kind], kind, everywhere)
     for kind in kinds
@@ -295,8 +311,8 @@ class _Programs(NamedTuple):
   """Compiled once for a model and a shape of batch.
 
   Attributes:
-    backward: (parameters, task id, batch) -> gradient of the task's pair, or
-      of the backbone.
+    backward: (parameters, task id, batch) -> gradient of the task's adapter,
+      or of the backbone.
     add: (sums, parameters, task id, that gradient) -> sums.
     finish: sums -> alignment and number of gradients, by kind and group.
   """
@@ -337,8 +353,8 @@ def _build_programs(
   )
 
 
-def _make_pair(model: RoutedT5) -> Callable[..., PyTree]:
-  """Returns (parameters, task id) -> the pair that the task's routing mixes.
+def _make_mix(model: RoutedT5) -> Callable[..., PyTree]:
+  """Returns (parameters, task id) -> the adapter that the task's routing mixes.
 
   In the form of an inventory of one skill and one split: the model without
   routing then computes with it what the routed model computes for the task,
@@ -347,11 +363,11 @@ def _make_pair(model: RoutedT5) -> Callable[..., PyTree]:
   config = model.adapters
   assert config is not None
 
-  def pair(params, task_id):
+  def mix(params, task_id):
     mixed = adapters_lib.task_adapter(params, task_id, config, scale=1.0)
     return jax.tree.map(lambda x: x[:, None, None], mixed)
 
-  return pair
+  return mix
 
 
 def _make_backward(model: RoutedT5) -> Callable[..., PyTree]:
@@ -368,8 +384,8 @@ def _make_backward(model: RoutedT5) -> Callable[..., PyTree]:
   def backward(params, task_id, batch):
     if config is None:
       return jax.grad(loss)(params['backbone'], params, batch)
-    pair = _make_pair(model)(params, task_id)
-    return jax.grad(loss)(pair, params, batch)
+    adapter = _make_mix(model)(params, task_id)
+    return jax.grad(loss)(adapter, params, batch)
 
   return backward
 
@@ -377,10 +393,10 @@ def _make_backward(model: RoutedT5) -> Callable[..., PyTree]:
 def _pull_back(
   model: RoutedT5, params: Params, task_id: Array, gradient: PyTree
 ) -> PyTree:
-  """Takes the gradient of a task's pair back to the inventories."""
+  """Takes the gradient of a task's adapter back to the inventories."""
 
   def mix(inventories):
-    return _make_pair(model)({**params, 'adapters': inventories}, task_id)
+    return _make_mix(model)({**params, 'adapters': inventories}, task_id)
 
   _, pull = jax.vjp(mix, params['adapters'])
   return pull(gradient)[0]

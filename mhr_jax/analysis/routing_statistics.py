@@ -71,10 +71,13 @@ def measure_routing(
     entropy: of a task's weights over the skills, over its maximum: 1 is
       indifference, 0 is one skill.
     evenness: entropy of the use of all splits' skills, summed over the tasks,
-      over its maximum: 1 is all alike, 0 is one skill for everything.
+      over its maximum: 1 is all alike, 0 is one skill for everything. Of
+      mixings with gates, the use is their sum.
     discreteness: mean Bernoulli entropy of the gates over ln 2: 1 is
-      undecided, 0 is on or off. For mixings with gates only.
-    active: share of the gates that are at least 1/2; likewise.
+      undecided, 0 is on or off. For mixings with gates only; without the gate
+      of a shared skill, which nothing decides, and before rounding.
+    active: share of the gates that are at least 1/2, the shared skill's too;
+      likewise.
   """
   leaves = leaves_by_path(routers)
   measured = jax.device_get(_compiled(form)(leaves))
@@ -107,10 +110,11 @@ def _statistics(
   used = jnp.abs(weights)
   found = {}
   if form.mixing in routing.GATED_MIXINGS:
-    used = jax.nn.sigmoid(logits)
-    either = jnp.stack([used, jax.nn.sigmoid(-logits)], axis=-1)
+    used = routing.gates(logits, form)
+    own = logits[..., :-1] if form.shared_skill else logits
+    either = jax.nn.sigmoid(jnp.stack([own, -own], axis=-1))
     found['discreteness'] = routing.entropy(either).mean()
-    found['active'] = (logits >= 0).mean()
+    found['active'] = (used >= 0.5).mean()
   columns = used.sum(axis=-3)
   found['evenness'] = routing.entropy(
     columns.reshape(*columns.shape[:-2], -1)

@@ -1,12 +1,15 @@
 """Sums of unit gradients, whole and by group of layers: what alignment needs.
 
 The sums are {kind: [part, …]}, a part for each way to group a kind's leaves
-(all as one, by sublayer, a and b apart), with
+(all as one, by sublayer, and by name of leaf: a and b apart), with
 
     sums    {path of a leaf: Σ ĝ}, ĝ over the norm of the leaf's whole group
     counts  {group: how many of the gradients were not 0}
 
-so that T gradients take the memory of one for each way. See `gradients`.
+however many gradients there are. A part's sums are a float32 copy of all
+leaves: three copies in all (two of (IA)³, whose leaves have one name, and of
+a backbone), so 12 bytes a parameter of the inventories and 12 of one task's
+adapter, beside the gradient that is added. See `gradients`.
 """
 
 from collections.abc import Mapping, Sequence

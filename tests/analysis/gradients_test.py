@@ -11,6 +11,7 @@ import pytest
 from mhr_jax import adapters as adapters_lib
 from mhr_jax import losses, partitioning, routing
 from mhr_jax.analysis import gradients, unit_gradients
+from mhr_jax.data import ordered
 from mhr_jax.errors import UserError
 from mhr_jax.model import RoutedT5
 from mhr_jax.tree_paths import leaves_by_path
@@ -142,6 +143,43 @@ def test_effective_equals_gradients_of_a_network_with_the_mixed_pairs(
   assert found['zero_gradients'] == 0
 
 
+def test_private_inventories_alone_are_nothing_to_measure():
+  model = toy_text.make_model(mixing='private', n_splits=1)
+  found = gradients.measure_alignment(
+    model, {}, [gradients.TaskBatches(i, ()) for i in range(3)], ['inventories']
+  )
+  assert found == {'tasks': 3}
+
+
+def test_scales_of_ia3_align_as_gradients_of_the_model():
+  config = dataclasses.replace(
+    toy_text.ADAPTERS, targets=('.*/mlp/wo',)
+  ).of_kind('ia3')
+  model = RoutedT5(toy_text.CONFIG, config)
+  params = toy_text.make_params(model)
+  assert {
+    path.rpartition('/')[2] for path in leaves_by_path(params['adapters'])
+  } == {'scale'}
+  tasks = [task._replace(batches=task.batches[:1]) for task in _batches()]
+  found = gradients.measure_alignment(model, params, tasks, ('inventories',))
+  gradient = jax.jit(
+    jax.grad(lambda x, batch: model.loss({**params, 'adapters': x}, batch)[0])
+  )
+  by_task = _of_all_batches(
+    lambda _, batch: gradient(params['adapters'], batch), tasks
+  )
+  expected = _mean_cosine(by_task, lambda path: True)
+  assert found['inventories'] == pytest.approx(expected, abs=2e-6)
+  assert abs(expected) > 0.01
+  assert set(found) == {
+    'inventories',
+    'inventories/encoder/mlp',
+    'inventories/decoder/mlp',
+    'tasks',
+    'zero_gradients',
+  }
+
+
 def test_where_b_is_zero_a_has_no_gradient_and_no_alignment(model, params):
   start = jax.tree_util.tree_map_with_path(
     lambda path, x: x * (path[-1].key != 'b'), params['adapters']
@@ -172,16 +210,23 @@ def test_one_task_has_nothing_to_align_with(model, params):
 
 
 @pytest.mark.slow
-def test_disjoint_inventories_are_orthogonal_and_effective_adapters_not(found):
-  del found
+def test_an_adapter_a_task_has_no_alignment_of_inventories():
   config = dataclasses.replace(
     toy_text.ADAPTERS, mixing='private', n_splits=1, targets=('.*/mlp/wo',)
   )
   model = RoutedT5(toy_text.CONFIG, config)
   params = toy_text.make_params(model)
   found = gradients.measure_alignment(model, params, _batches())
-  assert found['inventories'] == pytest.approx(0, abs=1e-7)
   assert abs(found['effective']) > 1e-3
+  # By construction they are orthogonal, so they are not measured.
+  assert not _measured(found, 'inventories')
+  batch = _batches()[0].batches[0]
+  gradient = jax.grad(
+    lambda x: model.loss({**params, 'adapters': x}, batch)[0]
+  )(params['adapters'])
+  for leaf in jax.tree.leaves(gradient):
+    own = leaf[:, :, batch['task_ids'][0]]
+    assert own.any() and jnp.sum(leaf**2) == jnp.sum(own**2)
 
 
 @pytest.mark.slow
@@ -283,6 +328,20 @@ def test_the_choice_of_tasks_and_examples_is_seeded():
   assert len(set(chosen)) == 5
   assert sorted(chosen, key=names.index) == list(chosen)
   assert gradients.choose_tasks(names, 99, 0) == tuple(names)
+
+
+def test_tasks_of_one_size_draw_examples_of_their_own():
+  drawn = [
+    [
+      source._examples.index(example)
+      for example in gradients._draw_examples(source, _SETTINGS)._examples
+    ]
+    for source in (
+      ordered.ExampleSource(name, [{'i': i} for i in range(50)])
+      for name in ('one', 'two', 'one')
+    )
+  ]
+  assert drawn[0] == drawn[2] != drawn[1]
 
 
 def test_batches_hold_each_drawn_example_once():

@@ -61,6 +61,23 @@ def test_entropy_is_that_of_the_weights_and_layers_count_alike(mixing):
   assert ('discreteness' in found) == (mixing == 'sigmoid')
 
 
+def test_a_shared_skill_is_used_by_all_and_decided_by_none():
+  rng = np.random.default_rng(1)
+  logits = rng.normal(size=(2, 3, 2, 4)).astype(np.float32)
+  form = routing.MixingForm(shared_skill=True)
+  found = routing_statistics.measure_routing(_routers(encoder=logits), form)
+  gates = 1 / (1 + np.exp(-logits.astype(np.float64)))
+  own = gates[..., :-1]
+  each = -(own * np.log2(own) + (1 - own) * np.log2(1 - own))
+  assert found['discreteness'] == pytest.approx(each.mean(), abs=1e-6)
+  gates[..., -1] = 1
+  assert found['active'] == pytest.approx((gates >= 0.5).mean())
+  use = gates.sum(axis=1).reshape(2, 8)
+  shares = use / use.sum(axis=-1, keepdims=True)
+  evenness = -(shares * np.log(shares)).sum(axis=-1) / np.log(8)
+  assert found['evenness'] == pytest.approx(evenness.mean(), abs=1e-6)
+
+
 def test_one_router_for_everything_has_no_stacks():
   logits = {'model': {routing.LOGITS: np.zeros((3, 1, 2), np.float32)}}
   found = routing_statistics.measure_routing(logits, _SIGMOID)
