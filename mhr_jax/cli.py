@@ -162,9 +162,6 @@ def _add_data_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
 def _add_run_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
   train = add('train', _run_train, 'train on many tasks; resumes', gin=True)
   train.add_argument(
-    '--dry_run', action='store_true', help='say what would happen, and stop'
-  )
-  train.add_argument(
     '--allow_config_change',
     action='store_true',
     help='resume although settings differ',
@@ -176,8 +173,12 @@ def _add_run_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     metavar='ADDRESS,COUNT,INDEX',
     help='one of several processes; TPU pods and Slurm need no more than that',
   )
-  add('adapt', _run_adapt, 'adapt a run to new tasks (few-shot)', gin=True)
-  add('evaluate', _run_evaluate, 'score a run on tasks', gin=True)
+  adapt = add(
+    'adapt', _run_adapt, 'adapt a run to new tasks (few-shot)', gin=True
+  )
+  evaluate = add('evaluate', _run_evaluate, 'score a run on tasks', gin=True)
+  for command in (train, adapt, evaluate):
+    command_flags.add_dry_run_flag(command)
   add('align', _run_align, "measure how far tasks' gradients agree", gin=True)
   predict = add(
     'predict', _run_predict, 'write a text for each line', gin=False
@@ -355,14 +356,19 @@ def _run_train(options: argparse.Namespace) -> None:
 def _run_adapt(options: argparse.Namespace) -> None:
   from mhr_jax import commands
 
-  results = _configure(options).call(commands.adapt)
-  print(commands.adaptation_table(results))
+  mode = 'dry_run' if options.dry_run else 'adapt'
+  results = _configure(options).call(commands.adapt, mode=mode)
+  if results is not None:
+    print(commands.adaptation_table(results))
 
 
 def _run_evaluate(options: argparse.Namespace) -> None:
   from mhr_jax import commands
 
-  print(commands.score_table(_configure(options).call(commands.evaluate)))
+  mode = 'dry_run' if options.dry_run else 'evaluate'
+  scores = _configure(options).call(commands.evaluate, mode=mode)
+  if scores is not None:
+    print(commands.score_table(scores))
 
 
 def _run_align(options: argparse.Namespace) -> None:

@@ -11,6 +11,13 @@ _SETTINGS = {
 }
 
 
+def add_dry_run_flag(command: argparse.ArgumentParser) -> None:
+  """Adds that of the commands which can say what they would do."""
+  command.add_argument(
+    '--dry_run', action='store_true', help='say what would happen, and stop'
+  )
+
+
 def add_methods_flags(command: argparse.ArgumentParser) -> None:
   """Adds those of `mhr-jax methods`."""
   command.add_argument(

@@ -7,7 +7,7 @@ Plain functions over a run folder; gin configures them (`configs/runs/`), and
 from collections.abc import Mapping, Sequence
 import dataclasses
 import statistics
-from typing import Any
+from typing import Any, Literal
 
 from etils import epath
 
@@ -15,6 +15,7 @@ from mhr_jax import (
   adaptation,
   adapter_soup,
   api,
+  dry_run_commands,
   evaluation,
   few_shot,
   methods,
@@ -52,7 +53,8 @@ def evaluate(
   limit: int | None = None,
   step: int | None = None,
   folder: str | None = None,
-) -> Scores:
+  mode: Literal['evaluate', 'dry_run'] = 'evaluate',
+) -> Scores | None:
   """Predicts an answer for every instance of some tasks and scores it.
 
   Args:
@@ -69,12 +71,16 @@ def evaluate(
     step: of which checkpoint; the last one by default.
     folder: where `scores.json` and `predictions.jsonl` go; by default
       `RUN/evaluations/TASKS_SPLIT`.
+    mode: 'dry_run' prints what would be scored, and reads no parameters.
+
+  Returns:
+    The scores; None after a dry run.
 
   Raises:
     UserError: the run, a task or a split is not there, or the run's routing
       does not know a task.
   """
-  run = _load(run_dir, step)
+  run = _load(run_dir, step, 'shapes' if mode == 'dry_run' else 'values')
   found = data.resolve()
   sources = _open_sources(data, found, run, split)
   routed = evaluation_settings.adapter == 'task' and _routes(run)
@@ -86,16 +92,31 @@ def evaluate(
     task_table=_known_tasks(run, found, run_dir) if routed else None,
     limit=limit,
   )
+  vocabulary = _vocabulary(run, run_dir)
   name = f'{found.name}_{split.partition("[")[0]}'
+  where = epath.Path(folder or epath.Path(run_dir) / EVALUATIONS_FOLDER / name)
   total = sum(min(limit or len(each), len(each)) for each in sources)
+  if mode == 'dry_run':
+    print(
+      dry_run_commands.describe_evaluation(
+        run,
+        evaluation_settings,
+        tasks=found.tasks,
+        instances=f'{total:,} of split {split!r}',
+        batches=-(-total // batch_size),
+        batch=(batch_size, input_length, target_length),
+        folder=where,
+      )
+    )
+    return None
   with Progress(total, label='evaluate') as progress:
     return evaluation.evaluate_generation(
       run.model,
       run.params,
       batches,
-      _vocabulary(run, run_dir),
+      vocabulary,
       settings=evaluation_settings,
-      folder=folder or epath.Path(run_dir) / EVALUATIONS_FOLDER / name,
+      folder=where,
       progress=progress,
     )
 
@@ -167,7 +188,8 @@ def adapt(
   test_tasks: str = few_shot.TASK,
   step: int | None = None,
   folder: str | None = None,
-) -> list[Adapted]:
+  mode: Literal['adapt', 'dry_run'] = 'adapt',
+) -> list[Adapted] | None:
   """Adapts a run to new tasks from a few examples of each, and evaluates.
 
   Args:
@@ -180,30 +202,30 @@ def adapt(
     train_split: to draw the examples from; with '{seed}' in it, a split a
       seed.
     test_split: to evaluate on.
-    test_tasks: the task or mixture to evaluate on, where '{task}' stands for
-      the task that is adapted to: '{task}_templates' are a data set's
-      templates.
+    test_tasks: the task or mixture to evaluate on, '{task}' being the task that
+      is adapted to: '{task}_templates' are a data set's templates.
     step: of which checkpoint; the last one by default.
-    folder: gets a folder a task and seed, and `results.json`; by default
-      `RUN/few_shot/METHOD`.
+    folder: for scores and `results.json`; by default `RUN/few_shot/METHOD`.
+    mode: 'dry_run' prints what would be adapted, and reads no parameters.
+
+  Returns:
+    What became of every cell; None after a dry run.
 
   Raises:
     UserError: something is not there, or the method does not fit the run.
   """
   row = methods.get_method(method)
   run_folder.check_pretraining(run_dir, row)
-  run = _load(run_dir, step)
-  found = data.resolve()
-  tasks = few_shot.open_few_shot_tasks(
-    data.data_dir,
-    found.tasks,
-    train_split=train_split,
-    test_split=test_split,
-    test_tasks=resolve_tests(data, found.tasks, test_tasks),
-    seeds=few_shot_settings.seeds,
-    vocabulary_fingerprint=_fingerprint(run),
-  )
-  cells = few_shot.build_cells(tasks, few_shot_settings)
+  run = _load(run_dir, step, 'shapes' if mode == 'dry_run' else 'values')
+  splits = train_split, test_split
+  tasks = _open_few_shot(data, run, splits, test_tasks, few_shot_settings.seeds)
+  vocabulary = _vocabulary(run, run_dir)
+  where = epath.Path(folder or _few_shot_folder(run_dir, row.name))
+  settings = few_shot_settings, adaptation_settings, evaluation_settings
+  if mode == 'dry_run':
+    describe = dry_run_commands.describe_adaptation
+    print(describe(run, row, tasks, *settings, splits=splits, folder=where))
+    return None
   soups = adapter_soup.build_chooser(
     row,
     adaptation_settings.soup,
@@ -212,25 +234,43 @@ def adapt(
     data_dir=data.data_dir,
     input_length=few_shot_settings.input_length,
   )
-  where = epath.Path(folder or _few_shot_folder(run_dir, row.name))
+  cells = few_shot.build_cells(tasks, few_shot_settings)
   with Progress(len(cells), label='adapt') as progress:
     results = adaptation.adapt(
       run.model,
       run.params,
       row,
       cells,
-      _vocabulary(run, run_dir),
+      vocabulary,
       settings=adaptation_settings,
       evaluate=evaluation_settings,
       soups=soups,
       folder=where,
       progress=progress,
     )
-  run_files.write_json(
-    where / run_files.RESULTS_FILE,
-    summarise(results, evaluation_settings.metrics),
-  )
+  summary = summarise(results, evaluation_settings.metrics)
+  run_files.write_json(where / run_files.RESULTS_FILE, summary)
   return results
+
+
+def _open_few_shot(
+  data: TaskData,
+  run: run_folder.Run,
+  splits: tuple[str, str],
+  test_tasks: str,
+  seeds: Sequence[int],
+) -> list[few_shot.FewShotTask]:
+  """Opens the tasks to adapt to, prepared with the run's vocabulary."""
+  tasks = data.resolve().tasks
+  return few_shot.open_few_shot_tasks(
+    data.data_dir,
+    tasks,
+    train_split=splits[0],
+    test_split=splits[1],
+    test_tasks=resolve_tests(data, tasks, test_tasks),
+    seeds=seeds,
+    vocabulary_fingerprint=_fingerprint(run),
+  )
 
 
 def resolve_tests(
@@ -364,8 +404,13 @@ def adaptation_table(results: Sequence[Adapted]) -> str:
   return '\n'.join(lines)
 
 
-def _load(run_dir: str, step: int | None) -> run_folder.Run:
-  return run_folder.load_run(run_dir, step, mesh=partitioning.make_mesh())
+def _load(
+  run_dir: str,
+  step: int | None,
+  what: Literal['values', 'shapes'] = 'values',
+) -> run_folder.Run:
+  read = run_folder.load_run if what == 'values' else run_folder.open_run
+  return read(run_dir, step, mesh=partitioning.make_mesh())
 
 
 def _routes(run: run_folder.Run) -> bool:

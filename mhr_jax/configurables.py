@@ -25,9 +25,9 @@ def roots() -> dict[Callable, tuple[str, ...]]:
   """Returns what commands call, each with what the command itself gives."""
   return {
     train.train: ('mode', 'config_change', 'config_text', 'command'),
-    commands.adapt: (),
+    commands.adapt: ('mode',),
     commands.align: (),
-    commands.evaluate: (),
+    commands.evaluate: ('mode',),
     study.study: ('config_text', 'command'),
   }
 

@@ -151,17 +151,22 @@ def _decoded(job: Job, ids: np.ndarray) -> str:
 
 def _memory_lines(job: Job, params: Mapping[str, Any]) -> Iterator[str]:
   """Yields what the compiled step takes on a device."""
-  memory = _compile_step(job, params).memory_analysis()
+  yield memory_line(_compile_step(job, params))
+
+
+def memory_line(compiled: Any) -> str:
+  """Says what a compiled training takes on a device."""
+  memory = compiled.memory_analysis()
   if memory is None:
-    yield 'memory       not known on this platform'
-    return
+    return 'memory       not known on this platform'
   arguments = memory.argument_size_in_bytes
   out = memory.output_size_in_bytes - memory.alias_size_in_bytes
   temporary = memory.temp_size_in_bytes
   total = arguments + out + temporary
-  yield (
-    f'memory       {_gib(total)} a device: {_gib(arguments)} parameters,'
-    f' optimizer and batch, {_gib(temporary + out)} in the step'
+  return (
+    f'memory       {gib(total)} a device ({jax.devices()[0].platform}):'
+    f' {gib(arguments)} parameters, optimizer and batch,'
+    f' {gib(temporary + out)} in the step'
   )
 
 
@@ -181,6 +186,7 @@ def _compile_step(job: Job, params: Mapping[str, Any]) -> Any:
     accumulation=job.settings.accumulation,
     label_smoothing=job.settings.label_smoothing,
     z_loss=job.settings.z_loss,
+    normalisation=job.settings.loss_normalisation,
     uniform_share=job.settings.uniform_share,
     places=places,
   )
@@ -193,7 +199,8 @@ def _compile_step(job: Job, params: Mapping[str, Any]) -> Any:
   return train_step.lower(state, batch, key).compile()
 
 
-def _gib(size: int) -> str:
+def gib(size: int) -> str:
+  """Returns a number of bytes for people."""
   return (
     f'{size / 2**30:.2f} GiB' if size > 2**28 else f'{size / 2**20:.1f} MiB'
   )

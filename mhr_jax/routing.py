@@ -202,10 +202,9 @@ def init_routers(
     n_splits: blocks of features that are routed apart.
     n_skills: adapters to choose from.
     scope: which linears share a router.
-    init: 'uniform' draws U(-0.001, 0.001), as the paper's code does: all skills
-      weigh nearly the same, and training tells tasks apart. 'normal' draws
-      N(0, 9), for routing that never trains: half of the gates are below 0.12
-      or above 0.88, so tasks differ from the start.
+    init: 'uniform' draws U(-0.001, 0.001), as the paper's code does. 'normal'
+      draws N(0, 9), for routing that never trains: half of the gates are below
+      0.12 or above 0.88, so tasks differ from the start.
 
   Returns:
     Nested dicts by `router_of` path with one leaf 'routing_logits' each:
@@ -287,21 +286,16 @@ def gates(
   return on.at[..., -1].set(1) if form.shared_skill else on
 
 
-def entropy(
-  weights: Float[Array, '... skill'],
-) -> Float[Array, '...']:
+def entropy(weights: Float[Array, '... skill']) -> Float[Array, '...']:
   """Returns the entropy of weights' shares: 0 is one skill, 1 is all alike.
 
   Weights count by their size: not every form's sum to 1, and some have signs.
   """
   sizes = jnp.abs(weights)
-  n_skills = sizes.shape[-1]
-  if n_skills == 1:
-    return jnp.zeros(sizes.shape[:-1])
   total = sizes.sum(axis=-1, keepdims=True)
   shares = sizes / jnp.where(total > 0, total, 1)
   bits = jax.scipy.special.entr(shares).sum(axis=-1)
-  return bits / np.log(n_skills)
+  return bits / np.log(max(sizes.shape[-1], 2))  # Of one skill it is 0 / 1.
 
 
 def draw_noise(

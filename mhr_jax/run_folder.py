@@ -284,6 +284,46 @@ def check_pretraining(
   )
 
 
+def open_run(
+  run_dir: epath.PathLike,
+  step: int | None = None,
+  *,
+  mesh: partitioning.Mesh | None = None,
+  backbone_dtype: str = 'float32',
+) -> Run:
+  """Returns a run without its numbers: as `load_run`, of shapes.
+
+  Args:
+    run_dir: see `load_run`.
+    step: see `load_run`.
+    mesh: see `load_run`.
+    backbone_dtype: see `load_run`.
+
+  Raises:
+    UserError: there is no such step.
+  """
+  run_dir = checkpoints.absolute(run_dir)
+  model = read_model(run_dir)
+  step = _find_step(run_dir, step)
+  kept = checkpoints.read_metadata(run_dir, step).get('frozen', {})
+  dtype = backbone_dtype if 'backbone' in kept else 'float32'
+  labels = tuple(model.abstract_params())
+  params = restore_target(model, labels, mesh=mesh, backbone_dtype=dtype)
+  return Run(
+    model, params, read_task_table(run_dir), read_vocabulary(run_dir), step
+  )
+
+
+def _find_step(run_dir: epath.Path, step: int | None) -> int:
+  """Returns the committed step that is asked for, the last one by default."""
+  steps = checkpoints.committed_steps(run_dir)
+  if not steps or (step is not None and step not in steps):
+    listed = ', '.join(map(str, steps)) or 'none'
+    wanted = 'a checkpoint' if step is None else f'step {step}'
+    raise UserError(f'{run_dir} does not have {wanted}. It has: {listed}.')
+  return steps[-1] if step is None else step
+
+
 def load_run(
   run_dir: epath.PathLike,
   step: int | None = None,
@@ -304,12 +344,7 @@ def load_run(
   """
   run_dir = checkpoints.absolute(run_dir)
   model = read_model(run_dir)
-  steps = checkpoints.committed_steps(run_dir)
-  if not steps or (step is not None and step not in steps):
-    listed = ', '.join(map(str, steps)) or 'none'
-    wanted = 'a checkpoint' if step is None else f'step {step}'
-    raise UserError(f'{run_dir} does not have {wanted}. It has: {listed}.')
-  step = steps[-1] if step is None else step
+  step = _find_step(run_dir, step)
   kept = checkpoints.read_metadata(run_dir, step).get('frozen', {})
   frozen.check_frozen(run_dir, kept)
   dtype = backbone_dtype if 'backbone' in kept else 'float32'

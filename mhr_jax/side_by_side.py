@@ -152,6 +152,49 @@ def train_cells(
   return Trained(frozen, stacked, *jax.tree.map(np.asarray, of_steps))
 
 
+def compile_training(
+  model: RoutedT5,
+  start: Params,
+  batch: Mapping[str, jax.ShapeDtypeStruct],
+  *,
+  n_cells: int,
+  n_steps: int,
+  trains: tuple[str, ...],
+  optimizer: optim.OptimizerSettings,
+  loss: LossSettings,
+) -> Any:
+  """Compiles what `train_cells` runs, on shapes alone.
+
+  Args:
+    model: of all cells.
+    start: shapes of all parameters of a cell.
+    batch: shapes of a step's arrays, the widest of all cells.
+    n_cells: cells side by side.
+    n_steps: of training.
+    trains: labels that train.
+    optimizer: how parameters move.
+    loss: what the loss is.
+  """
+  structure = dataclasses.replace(optimizer, learning_rates=_UNIT_RATES)
+  train = _compiled_training(model, structure, loss, n_steps)
+  keep = loss.on_choices is not None
+
+  def stacked(leaf, *sizes):
+    return jax.ShapeDtypeStruct((*sizes, *leaf.shape), leaf.dtype)
+
+  return train.lower(
+    {k: tree for k, tree in start.items() if k not in trains},
+    jax.tree.map(lambda x: stacked(x, n_cells), {k: start[k] for k in trains}),
+    {
+      name: stacked(leaf, n_cells, n_steps)
+      for name, leaf in batch.items()
+      if keep or not name.startswith('choice_')
+    },
+    jax.eval_shape(lambda: jax.random.split(jax.random.key(0), n_cells)),
+    {k: jax.ShapeDtypeStruct((), jnp.float32) for k in trains},
+  ).compile()
+
+
 def stack_padded(
   batches: Sequence[Mapping[str, np.ndarray]],
 ) -> dict[str, np.ndarray]:
@@ -193,7 +236,7 @@ def _compiled_training(
   optimizer: optim.OptimizerSettings,
   loss: LossSettings,
   n_steps: int,
-) -> Callable[..., Any]:
+) -> jax.stages.Wrapped:
   """Returns (frozen, stacked start, batches, keys, rates) -> what trained.
 
   And of every cell and step the loss, whether all was finite, and the loss's

@@ -113,13 +113,11 @@ def train(
     mixture: how they become batches.
     settings: steps, seed, when to log and save; the method says what trains.
     method: a row of `methods.METHODS`; 'full' trains the backbone.
-    adapters: makes the `AdapterConfig` when called with `n_tasks`; such as
-      `functools.partial(AdapterConfig, rank=4)`.
+    adapters: called with n_tasks; `functools.partial(AdapterConfig, rank=4)`.
     optimizer: how parameters move.
     backbone_from: a run folder, a folder of `backbones.save_backbone` or of
       transformers, or a T5X checkpoint; None draws a backbone.
-    start_from: a run on the same tasks to go on from, with all its parameters;
-      for -mu methods, with its averaged adapter.
+    start_from: a run on the same tasks to go on from; for -mu its average.
     heldback: evaluation on held-back examples, every `settings.eval_every`.
     alignment: of the tasks' gradients, measured on the way.
     routing_statistics: of what the routers do, measured on the way.

@@ -28,7 +28,7 @@ published, in `p3`.
 
 from collections.abc import Mapping, Sequence
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 from etils import epath
 
@@ -86,10 +86,7 @@ def register(
   raw = raw_sets(folder, records)
   mixtures: dict[str, list[str]] = {}
   for held_out, splits in _find_sets(raw, datasets, folder):
-    if few_shot is not None:
-      draws = t0_raw.find_t_few_draws(absolute(few_shot), held_out)
-    else:
-      draws = t0_raw.few_shot_splits(splits, held_out.suffix)
+    draws = _find_draws(few_shot, held_out, splits)
     used = used_templates(
       t0_raw.find_templates(
         None if templates is None else absolute(templates),
@@ -118,17 +115,21 @@ def register(
       )
     if train:
       both = train | _only(splits, test_one_template=held_out.test_split)
-      mixtures.setdefault(f'{name}_few_shot', []).append(
-        add(
-          '',
-          both,
-          _usable(used, both, held_out),
-          drawn=('test_one_template',),
-        )
-      )
+      usable = _usable(used, both, held_out)
+      whole = add('', both, usable, drawn=('test_one_template',))
+      mixtures.setdefault(f'{name}_few_shot', []).append(whole)
   for mixture, tasks in mixtures.items():
     registry.add_mixture(mixture, tasks, module=__name__)
   return {mixture: tuple(tasks) for mixture, tasks in mixtures.items()}
+
+
+def _find_draws(
+  few_shot: epath.PathLike | None, held_out: HeldOutSet, splits: Any
+) -> Any:
+  """Returns the few-shot splits: T-Few's, or those beside the records."""
+  if few_shot is None:
+    return t0_raw.few_shot_splits(splits, held_out.suffix)
+  return t0_raw.find_t_few_draws(absolute(few_shot), held_out)
 
 
 def used_templates(

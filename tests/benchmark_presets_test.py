@@ -25,6 +25,21 @@ def _clean_gin():
   gin.clear_config()
 
 
+@pytest.fixture
+def fresh_registry():
+  """Forgets the tasks of the benchmarks: each test has folders of its own."""
+  seqio = pytest.importorskip('seqio')
+  from mhr_jax.data import registry
+
+  yield
+  for name in ('natural_instructions', 'crossfit'):
+    module = f'mhr_jax.tasks.{name}'
+    for mixture in registry.list_mixtures(module):
+      seqio.MixtureRegistry.remove(mixture)
+    for task in registry.list_tasks(module):
+      seqio.TaskRegistry.remove(task)
+
+
 def _parse(name, *bindings):
   return configuration.parse(
     [f'presets/{name}.gin'],
@@ -134,6 +149,7 @@ def folders(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures('fresh_registry')
 @pytest.mark.parametrize('name', ['superni_lora_xl', 'crossfit_poly_large'])
 def test_a_row_builds(name, folders, capsys):
   bench, method, _ = name.split('_')
@@ -144,6 +160,7 @@ def test_a_row_builds(name, folders, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures('fresh_registry')
 @pytest.mark.parametrize('bench', ['superni', 'crossfit'])
 def test_a_row_is_trained_adapted_and_scored(bench, folders):
   """Two steps each, end to end."""

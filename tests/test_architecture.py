@@ -96,6 +96,7 @@ _ROWS = (
     'commands',
     'conversion',
     'doctor',
+    'dry_run_commands',
     'method_table',
     'printed_tables',
     'study*',

@@ -1,7 +1,9 @@
 """From settings to a run folder: train, resume, evaluate, adapt, predict."""
 
+import dataclasses
 import functools
 import json
+import pathlib
 import re
 import shutil
 
@@ -180,9 +182,39 @@ def test_the_run_folder_explains_itself(mhr_run):
 
 
 def test_the_same_call_finds_the_run_done(mhr_run, data, backbone_run):
+  """Also where it was begun before some of the settings were there."""
+  path = mhr_run.run_dir / train.SETTINGS_FILE
+  written = json.loads(path.read_text())
+  new = ('settings.anneal_steps', 'adapters.kind', 'mixture.packing')
+  assert set(new) <= set(written)
+  before = {key: written[key] for key in written if key not in new}
+  path.write_text(json.dumps(before))
   again = _train(mhr_run.run_dir, data, backbone_from=str(backbone_run.run_dir))
+  after = json.loads(path.read_text())
+  assert {key: after[key] for key in new} == {key: written[key] for key in new}
   assert again.step == 3
   assert _equal(again.params['adapters'], mhr_run.params['adapters'])
+
+
+def test_an_older_run_does_not_go_on_with_other_than_the_default(
+  mhr_run, data, backbone_run
+):
+  path = mhr_run.run_dir / train.SETTINGS_FILE
+  written = path.read_text()
+  before = json.loads(written)
+  del before['settings.anneal_steps']
+  path.write_text(json.dumps(before))
+  settings = TrainSettings(steps=3, anneal_steps=2)
+  try:
+    with pytest.raises(UserError, match='settings.anneal_steps: 0 -> 2'):
+      _train(
+        mhr_run.run_dir,
+        data,
+        settings=settings,
+        backbone_from=str(backbone_run.run_dir),
+      )
+  finally:
+    path.write_text(written)
 
 
 def test_other_settings_are_refused_with_their_difference(
@@ -279,6 +311,44 @@ def test_evaluate_writes_scores_of_known_tasks(mhr_run, data):
   assert 'mean over tasks' in commands.score_table(found)
 
 
+def _files_of(folder):
+  paths = pathlib.Path(folder).rglob('*')
+  return {path: path.stat().st_mtime_ns for path in paths}
+
+
+def test_a_dry_run_of_evaluate_reads_no_parameters(mhr_run, data, capsys):
+  def dry_run(run_dir, tasks):
+    return commands.evaluate(
+      str(run_dir),
+      data=dataclasses.replace(data, tasks=tasks),
+      evaluation_settings=_TEXTS,
+      split='test',
+      input_length=8,
+      target_length=6,
+      batch_size=8,
+      mode='dry_run',
+    )
+
+  before = _files_of(mhr_run.run_dir)
+  live = {id(each) for each in jax.live_arrays()}
+  assert dry_run(mhr_run.run_dir, 'both') is None
+  lines = capsys.readouterr().out.splitlines()
+  assert lines[2:5] == [
+    'tasks        2: one, two',
+    "instances    10 of split 'test', 2 batches",
+    'batch        8 rows × (8 + 6) tokens',
+  ]
+  count = sum(leaf.size for leaf in jax.tree.leaves(mhr_run.params))
+  assert f'parameters   {count:,}; nothing trains' in lines
+  assert lines[-1].endswith('evaluations/both_test')
+  assert _files_of(mhr_run.run_dir) == before
+  assert {id(each) for each in jax.live_arrays()} <= live
+  with pytest.raises(UserError, match="was not trained on 'new'"):
+    dry_run(mhr_run.run_dir, 'new')
+  with pytest.raises(UserError, match='is not a run folder'):
+    dry_run(mhr_run.run_dir / 'nowhere', 'both')
+
+
 def test_evaluate_refuses_tasks_the_routing_does_not_know(mhr_run, data):
   new = TaskData(tasks='new', data_dir=data.data_dir)
   with pytest.raises(UserError, match="was not trained on 'new'"):
@@ -292,7 +362,7 @@ def test_evaluate_refuses_tasks_the_routing_does_not_know(mhr_run, data):
     )
 
 
-def _adapt(run, data, method):
+def _adapt(run, data, method, *, mode='adapt', shots=4):
   return commands.adapt(
     str(run.run_dir),
     method=method,
@@ -300,7 +370,7 @@ def _adapt(run, data, method):
     few_shot_settings=FewShotSettings(
       input_length=8,
       target_length=6,
-      shots=4,
+      shots=shots,
       seeds=(0, 1),
       steps=2,
       batch_size=4,
@@ -308,7 +378,36 @@ def _adapt(run, data, method):
     ),
     adaptation_settings=AdaptationSettings(),
     evaluation_settings=_TEXTS,
+    mode=mode,
   )
+
+
+def test_a_dry_run_of_adapt_says_what_would_train(mhr_run, data, capsys):
+  before = _files_of(mhr_run.run_dir)
+  assert _adapt(mhr_run, data, 'mhr_z', mode='dry_run') is None
+  lines = capsys.readouterr().out.splitlines()
+  assert lines[0].startswith('mhr_z: ')
+  assert lines[3:8] == [
+    'tasks        1: new',
+    'cells        2: 1 tasks × seeds 0, 1; 2 side by side',
+    "shots        4 a cell of split 'train', 0 of them held back",
+    "instances    5 of split 'test', answered once a seed",
+    'step         4 rows × (8 + 6) tokens; 2 steps a cell',
+  ]
+  # One new task's logits: two linears, two splits, two skills.
+  assert lines[8].startswith('trains       8 of routers, of ')
+  backbone = sum(
+    leaf.nbytes for leaf in jax.tree.leaves(mhr_run.params['backbone'])
+  )
+  unit = {'MiB': 2**20, 'GiB': 2**30}
+  size, name = re.search(r'([0-9.]+) (\wiB) parameters', lines[10]).groups()
+  assert backbone < float(size) * unit[name] < 2 * backbone
+  assert lines[-1].endswith('few_shot/mhr_z')
+  assert _files_of(mhr_run.run_dir) == before
+  with pytest.raises(UserError, match='is a run of mhr, and poly_z starts'):
+    _adapt(mhr_run, data, 'poly_z', mode='dry_run')
+  with pytest.raises(UserError, match="'new'.* 20"):
+    _adapt(mhr_run, data, 'mhr_z', mode='dry_run', shots=21)
 
 
 def test_a_run_of_another_method_is_not_gone_on_with(tmp_path, mhr_run, data):
