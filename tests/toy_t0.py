@@ -118,20 +118,39 @@ def write_cached_task(folder, split, examples, *, n_shards=1, vocabulary=None):
     vocabulary: makes the ids of inputs and targets, which P3 has too.
   """
   folder.mkdir(parents=True, exist_ok=True)
+  if vocabulary is not None:
+    examples = [_with_ids(example, vocabulary) for example in examples]
   for shard in range(n_shards):
     name = f'{split}.tfrecord-{shard:05d}-of-{n_shards:05d}'
     with tf.io.TFRecordWriter(str(folder / name)) as writer:
       for example in examples[shard::n_shards]:
-        if vocabulary is not None:
-          for key in ('inputs', 'targets'):
-            text = example[f'{key}_pretokenized']
-            example = {**example, key: vocabulary.encode(text)}
         writer.write(_to_proto(example).SerializeToString())
-  info = {'num_shards': n_shards, 'features': {}}
+  info = {
+    'num_shards': n_shards,
+    'features': {key: _declared(value) for key, value in examples[0].items()}
+    if examples
+    else {},
+    'seqio_version': '0.0.0',
+  }
   (folder / f'info.{split}.json').write_text(json.dumps(info))
   stats = {'examples': len(examples)}
   (folder / f'stats.{split}.json').write_text(json.dumps(stats))
   (folder / 'COMPLETED').write_text('')
+
+
+def _with_ids(example, vocabulary):
+  ids = {
+    key: vocabulary.encode(example[f'{key}_pretokenized'])
+    for key in ('inputs', 'targets')
+  }
+  return example | ids
+
+
+def _declared(value):
+  """Returns a feature as seqio declares it."""
+  values = value if isinstance(value, (list, tuple)) else [value]
+  dtype = {str: 'string', float: 'float32'}.get(type(values[0]), 'int32')
+  return {'shape': [None] if values is value else [], 'dtype': dtype}
 
 
 def _to_proto(example):

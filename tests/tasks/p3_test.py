@@ -3,10 +3,11 @@
 import json
 
 import pytest
+import seqio
 
 from mhr_jax.data import registry
 from mhr_jax.errors import UserError
-from mhr_jax.tasks import p3, p3_cache, promptsource, t0, t0_training
+from mhr_jax.tasks import p3, p3_cache, t0, t0_training
 from mhr_jax.vocabulary import ByteVocabulary
 from tests import toy_t0
 
@@ -20,14 +21,19 @@ def _write_promptsource(folder):
   return path
 
 
-def _render(name, records):
-  """Returns what a template makes of records, in T0's form."""
-  made = []
-  for record in records:
-    inputs = {'a plain': '', 'b best': ' So?'}[name]
-    choices = [record['choice1'], record['choice2']]
-    made.append((record['premise'] + inputs, choices, record['label']))
-  return made
+# Two records of the toy COPA in two forms: input, choices, the right one.
+_PLAIN = [
+  ('It was 0.', ['It is 1.', 'It is 2.'], 0),
+  ('It was 1.', ['It is 2.', 'It is 3.'], 1),
+]
+_BEST = [
+  ('It was 0. So?', ['It is 1.', 'It is 2.'], 0),
+  ('It was 1. So?', ['It is 2.', 'It is 3.'], 1),
+]
+
+
+def _no_source(split, shuffle_files, seed=None):
+  raise AssertionError('The cache is read instead.')
 
 
 def _cache_scored(folder, rendered, **how):
@@ -68,19 +74,14 @@ def _cache_plain(folder, split, rendered):
 
 
 def test_held_out_tasks_are_those_rendered_from_raw_records(tmp_path):
-  records = [toy_t0.copa_record(i) for i in range(6)]
-  toy_t0.write_copa(tmp_path / 'raw', n_test=6)
+  toy_t0.write_copa(tmp_path / 'raw', n_test=2)
   t0.register(tmp_path / 'raw', vocabulary='bytes', name='raw')
   cache = tmp_path / 'p3'
   _cache_scored(
-    cache / 'super_glue_copa_a_plain_score_eval',
-    _render('a plain', records),
-    n_shards=2,
+    cache / 'super_glue_copa_a_plain_score_eval', _PLAIN, n_shards=2
   )
   # Without the task for scoring, the choices are in the task itself.
-  _cache_plain(
-    cache / 'super_glue_copa_b_best', 'validation', _render('b best', records)
-  )
+  _cache_plain(cache / 'super_glue_copa_b_best', 'validation', _BEST)
   _write_promptsource(tmp_path / 'templates')
   mixtures = p3.register(
     cache,
@@ -98,20 +99,19 @@ def test_held_out_tasks_are_those_rendered_from_raw_records(tmp_path):
   for form in ('a_plain', 'b_best'):
     of_raw = toy_t0.load_task(f'raw_super_glue_copa_{form}')
     assert toy_t0.load_task(f'p3_super_glue_copa_{form}') == of_raw
-    assert len(of_raw['test']) == 6
+    assert len(of_raw['test']) == 2
 
 
 def test_training_tasks_are_those_rendered_from_raw_records(tmp_path, caplog):
-  folder = toy_t0.write_mrpc(tmp_path / 'raw')
+  toy_t0.write_mrpc(tmp_path / 'raw', n=2)
   t0_training.register(
     tmp_path / 'raw', vocabulary='bytes', name='rawt', datasets=['glue_mrpc']
   )
-  (_, template) = promptsource.read_templates(folder / 'templates.yaml')
-  made = [template.render(toy_t0.mrpc_record(i), seed='') for i in range(20)]
+  choices = ['no', 'yes']
   _cache_plain(
     tmp_path / 'p3/glue_mrpc_same',
     'train',
-    [(one.inputs, list(one.choices), one.label) for one in made],
+    [('one 0 = two 0?', choices, 0), ('one 1 = two 1?', choices, 1)],
   )
   _cache_scored(tmp_path / 'p3/glue_mrpc_same_score_eval', [])
   mixtures = p3.register(
@@ -127,6 +127,38 @@ def test_training_tasks_are_those_rendered_from_raw_records(tmp_path, caplog):
   assert toy_t0.load_task('p3t_glue_mrpc_same') == toy_t0.load_task(
     'rawt_glue_mrpc_same'
   )
+
+
+def test_a_cache_reads_as_seqio_reads_its_own(tmp_path):
+  # seqio's reader of cached tasks is what T0 reads P3 with.
+  folder = tmp_path / 'super_glue_copa_b_best'
+  _cache_plain(folder, 'train', _BEST)
+  task = seqio.Task(
+    'super_glue_copa_b_best',
+    source=seqio.FunctionDataSource(_no_source, splits=['train']),
+    output_features={
+      key: seqio.Feature(seqio.ByteVocabulary(), add_eos=False)
+      for key in ('inputs', 'targets')
+    },
+    preprocessors=[seqio.CacheDatasetPlaceholder()],
+  )
+  before = seqio.get_global_cache_dirs()
+  seqio.set_global_cache_dirs([str(tmp_path)])
+  try:
+    cached = task.get_dataset(split='train', use_cached=True, shuffle=False)
+    theirs = list(cached.as_numpy_iterator())
+  finally:
+    seqio.set_global_cache_dirs(before)
+  shards = p3_cache.find_shards(folder, 'train')
+  ours = list(p3_cache.read_examples(shards, 'f', choices='keep'))
+  assert len(theirs) == len(ours) == 2
+  for their, our in zip(theirs, ours, strict=True):
+    assert their['inputs_pretokenized'].decode() == our.inputs
+    assert their['targets_pretokenized'].decode().strip() == our.targets[0]
+    assert [each.decode() for each in their['answer_choices']] == list(
+      our.choices
+    )
+    assert list(their['inputs']) == list(_BYTES.encode(our.inputs))
 
 
 def test_records_that_t0_marked_are_left_out(tmp_path):

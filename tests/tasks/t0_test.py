@@ -262,12 +262,12 @@ def test_a_damaged_record_is_located(tmp_path, line, message):
 
 def test_the_real_sets_have_the_published_sizes(shared_dir):
   folder = shared_dir / 'data/t0_heldout_subset'
-  mixtures = t0.register(folder, vocabulary='bytes', name='real')
+  mixtures = t0.register(folder, vocabulary='bytes', name='real_t0')
   used = {each.name: each.used_templates for each in HELD_OUT_SETS}
-  assert len(mixtures['real_super_glue_copa_templates']) == 8
+  assert len(mixtures['real_t0_super_glue_copa_templates']) == 8
   assert used['super_glue_copa'] == 8
-  assert len(mixtures['real_super_glue_cb_templates']) == 15
-  copa = toy_t0.load_task('real_super_glue_copa')
+  assert len(mixtures['real_t0_super_glue_cb_templates']) == 15
+  copa = toy_t0.load_task('real_t0_super_glue_copa')
   assert {split: len(made) for split, made in copa.items()} == {
     **{f'few_shot_seed{s}': 32 * 8 for s in (0, 1, 32, 42, 1024)},
     'test_one_template': 100,
