@@ -30,13 +30,14 @@ test: setup
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist=loadfile --durations=20
 
 test-slow: setup
-	$(BIN)/python -m pytest -q --durations=20 -m 'slow or multiprocess'
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist=loadfile --durations=20 \
+	  -m 'slow or multiprocess'
 
 # Tests whose library is missing fail; those without ../shared are skipped, and
 # named at the end.
 test-interop: .venv/interop.stamp
-	MHR_JAX_REQUIRE_INTEROP=1 $(BIN)/python -m pytest -q -rs --durations=20 \
-	  -m 'interop or parity'
+	MHR_JAX_REQUIRE_INTEROP=1 $(BIN)/python -m pytest -q -rs -n $(JOBS) \
+	  --dist=loadfile --durations=20 -m 'interop or parity'
 
 # T5X_DIR=<checkout of google-research/t5x> make test-t5x
 test-t5x: .venv/t5x.stamp

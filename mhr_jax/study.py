@@ -70,6 +70,8 @@ def study(
   results = to_results(settings, cells)
   paths = study_files.write_results(run_dir, results, settings, cells)
   study_files.print_tables(results, cells.console)
+  for claim in results['untested']:
+    cells.say(f'Nothing was measured for the claim {claim!r}.')
   paths.append(report.write_report(run_dir))
   cells.say('\n'.join(map(str, paths)))
   return results
@@ -109,6 +111,8 @@ def _check_settings(run_dir: epath.Path, settings: Study) -> None:
   values = train.flat_settings(asked)
   path = run_dir / train.SETTINGS_FILE
   known = run_files.read_json(path) if path.exists() else {}
+  if known:
+    known = train.with_defaults(known, asked)
   changed = configuration_values.diff(
     *(_common(some, of) for some, of in ((known, values), (values, known)))
   )

@@ -15,8 +15,8 @@ from etils import epath
 import numpy as np
 from rich import console as rich_console
 
-from mhr_jax import aggregation, run_files
-from mhr_jax.scores import Scores
+from mhr_jax import aggregation, metrics, run_files
+from mhr_jax.scores import OWN_METRIC, Scores
 
 CELLS_FOLDER = 'cells'
 ALIGNMENT = 'alignment'
@@ -112,8 +112,10 @@ def _join(parts: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any]:
       values.setdefault(task, []).append(_defined(numbers[name]))
     tasks[name] = {task: float(np.mean(of)) for task, of in values.items()}
   tasks.pop('instances')
+  # A metric of whole tasks is counted by task, as in all other phases.
+  pooled = metric not in (*metrics.SET_METRICS, OWN_METRIC)
   return {
-    'score': float(np.average(scores, weights=weights)),
+    'score': float(np.average(scores, weights=weights if pooled else None)),
     'tasks': tasks.pop(metric),
     'others': tasks,
   }

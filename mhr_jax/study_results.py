@@ -14,7 +14,8 @@
        "zero_shot": …, "few_shot": …,
        "alignment": {"effective/last": {"mean": x, …}, …}}},
      "comparisons": [{"claim": "…", "left": "mhr", "right": "poly",
-       "phase": "few_shot", "over_seeds": {…}, "over_seeds_and_tasks": {…}}]}
+       "phase": "few_shot", "over_seeds": {…}, "over_seeds_and_tasks": {…}}],
+     "untested": ["a claim that nothing was measured for", …]}
 
 Scores are from 0 to 100. What is undefined for a method is null, never a
 number copied from another one. `untrained` is the backbone alone on the
@@ -43,6 +44,7 @@ from mhr_jax.study_settings import (
 )
 
 _ALIGNMENT = 'alignment/'
+_COUNTS = ('tasks', 'zero_gradients')  # Measured beside alignment.
 
 
 def to_results(study: Study, cells: Cells) -> dict[str, Any]:
@@ -59,6 +61,7 @@ def to_results(study: Study, cells: Cells) -> dict[str, Any]:
     'baselines': _baselines(study),
     'methods': {row: found.row(row) for row in found.rows()},
     'comparisons': [found.compare(one) for one in found.comparisons()],
+    'untested': [one.claim for one in found.untested()],
   }
   return run_files.to_json_value(results)
 
@@ -123,7 +126,11 @@ class _Results:
       set(of) for (name, _), of in self._alignment.items() if name == row
     ]
     common = set.intersection(*names) if names else set()
-    return [f'{_ALIGNMENT}{name}' for name in sorted(common)]
+    return [
+      f'{_ALIGNMENT}{name}'
+      for name in sorted(common)
+      if name.partition('/')[0] not in _COUNTS
+    ]
 
   def of_seeds(self, row: str, phase: str) -> dict[int, CellScores]:
     """Returns the cells of a row and phase, by pre-training seed."""
@@ -200,15 +207,23 @@ class _Results:
         for phase in (*PHASES, *alignment_phases())
         for right, left in itertools.combinations(rows, 2)
       ]
+    return [one for one in chosen if self._sides(one)[0]]
+
+  def untested(self) -> list[Comparison]:
+    """Returns the study's own claims that nothing was measured for."""
     return [
-      one
-      for one in chosen
-      if self.scores(one.left, one.phase) and self.scores(one.right, one.phase)
+      one for one in self._study.chosen_comparisons() if not self._sides(one)[0]
     ]
+
+  def _sides(self, one: Comparison) -> list[dict[Any, float]]:
+    """Returns the scores of both rows where both have some."""
+    sides = [self.scores(row, one.phase) for row in (one.left, one.right)]
+    common = [unit for unit in sides[0] if unit in sides[1]]
+    return [{unit: of[unit] for unit in common} for of in sides]
 
   def compare(self, one: Comparison) -> dict[str, Any]:
     """Returns a comparison and what came of it."""
-    sides = [self.scores(row, one.phase) for row in (one.left, one.right)]
+    sides = self._sides(one)
     found: dict[str, Any] = {
       'claim': one.claim,
       'left': one.left,
@@ -219,7 +234,11 @@ class _Results:
     }
     if not one.phase.startswith(_ALIGNMENT):
       tasks = [
-        {unit: cell.tasks for unit, cell in self.units(row, one.phase).items()}
+        {
+          unit: cell.tasks
+          for unit, cell in self.units(row, one.phase).items()
+          if unit in sides[0]
+        }
         for row in (one.left, one.right)
       ]
       found['over_seeds_and_tasks'] = aggregation.compare_crossed(*tasks)

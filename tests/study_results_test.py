@@ -187,6 +187,38 @@ def test_a_claim_is_compared_in_pairs(tmp_path):
   assert aligned['over_seeds_and_tasks'] is None
 
 
+def test_a_seed_without_a_number_is_left_out_of_the_pairs(tmp_path):
+  study = make_study()
+  cells, _ = make_cells(tmp_path, study)
+  cells.alignment['mhr', 1] = {}
+  results = study_results.to_results(study, cells)
+  aligned = results['comparisons'][1]
+  assert (aligned['claim'], aligned['over_seeds']['pairs']) == ('aligned', 2)
+  assert aligned['over_seeds']['mean'] == pytest.approx(0.5)
+
+
+def test_claims_that_nothing_was_measured_for_are_named(tmp_path):
+  claims = {'none': ('mhr_z', 'lora', 'alignment/effective/last')}
+  study = make_study(comparisons=claims)
+  cells, _ = make_cells(tmp_path, study)
+  results = study_results.to_results(study, cells)
+  assert (results['comparisons'], results['untested']) == ([], ['none'])
+
+
+@pytest.mark.parametrize(
+  ('metric', 'score'), [('own_metric', 50.0), ('rouge_l', 90.0)]
+)
+def test_metrics_of_whole_tasks_count_by_task(metric, score):
+  tasks = {
+    'large': {metric: 100.0, 'instances': 90},
+    'small': {metric: 0.0, 'instances': 10},
+  }
+  part = {'draw': 0, 'tasks': tasks, 'trainable_parameters': 1}
+  cell = CellScores.of_parts([part], metric, {})
+  assert cell.score == pytest.approx(score)
+  assert cell.tasks == {'large': 100.0, 'small': 0.0}
+
+
 def test_without_claims_all_pairs_of_methods_are_compared(tmp_path):
   study = make_study(comparisons='all')
   cells, _ = make_cells(tmp_path, study)
