@@ -385,23 +385,38 @@ def _spread_lines(scores: Scores) -> list[str]:
 
 
 def adaptation_table(results: Sequence[Adapted]) -> str:
-  """Returns each task's mean over seeds and its values, then soups, as text."""
+  """Returns each task's mean over seeds and its values, then soups, as text.
+
+  A task that is tested on several, as a data set on its templates, is followed
+  by a line for each of them.
+  """
   lines = []
   for metric in results[0].scores.metrics:
     lines.append(f'{metric}, mean over seeds (by seed)')
     for task in dict.fromkeys(result.task for result in results):
-      found = [r.scores.overall for r in results if r.task == task]
-      values = [overall[metric] for overall in found]
-      shown = ', '.join(f'{value:.1f}' for value in values)
-      line = f'  {statistics.mean(values):6.2f}  {task}  ({shown})'
-      if metric == ACCURACY:
-        line += ''.join(f', {name} {found[0][name]:.1f}' for name in BASELINES)
-      lines.append(line)
+      found = [r.scores for r in results if r.task == task]
+      lines.append(_score_line(task, metric, [s.overall for s in found]))
+      tested = list(found[0].tasks)
+      lines += [
+        '  ' + _score_line(name, metric, [s.tasks[name] for s in found])
+        for name in (tested if len(tested) > 1 else ())
+      ]
   soups = [each for each in results if each.soup is not None]
   if soups:
     lines.append('nearest training tasks, averaged to start from (similarity)')
   lines += [f'  {each.task}, seed {each.seed}: {each.soup}' for each in soups]
   return '\n'.join(lines)
+
+
+def _score_line(
+  name: str, metric: str, of_seeds: Sequence[Mapping[str, float]]
+) -> str:
+  values = [numbers[metric] for numbers in of_seeds]
+  shown = ', '.join(f'{value:.1f}' for value in values)
+  line = f'  {statistics.mean(values):6.2f}  {name}  ({shown})'
+  if metric == ACCURACY:
+    line += ''.join(f', {each} {of_seeds[0][each]:.1f}' for each in BASELINES)
+  return line
 
 
 def _load(

@@ -54,6 +54,21 @@ def test_tables_have_chance_and_the_spread_over_templates():
   table = commands.adaptation_table(results)
   assert '50.00  set  (25.0, 75.0), chance 50.0, majority 100.0' in table
   assert table.count('mean over seeds') == 1
+  assert len(table.splitlines()) == 2  # It is tested on itself alone.
+
+
+def test_each_template_has_a_line_below_its_data_set():
+  results = [
+    types.SimpleNamespace(task='set', seed=seed, scores=each, soup=None)
+    for seed, each in enumerate((_scores(1, 4), _scores(3, 2)))
+  ]
+  lines = commands.adaptation_table(results).splitlines()
+  assert [line.split()[:2] for line in lines[1:]] == [
+    ['62.50', 'set'],
+    ['50.00', 'set_a'],
+    ['75.00', 'set_b'],
+  ]
+  assert lines[3].endswith('(100.0, 50.0), chance 50.0, majority 100.0')
 
 
 def test_what_is_tested_on_is_found_by_the_tasks_name(tmp_path, write_task):
