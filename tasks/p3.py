@@ -32,11 +32,12 @@ from mhr_jax.tasks.t0_datasets import (
   CapRule,
   HeldOutSet,
   cap,
+  choose_held_out_sets,
+  choose_training_sets,
   find_training_set,
   task_name,
 )
 from mhr_jax.tasks.t0_examples import held_back_rows
-from mhr_jax.tasks.t0_training import chosen_sets
 from mhr_jax.vocabulary import Vocabulary
 
 _log = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ def register(
       " a data set's original task."
     )
   mixtures = {}
-  for held_out in t0.chosen_sets(datasets):
+  for held_out in choose_held_out_sets(datasets):
     found = t0_raw.find_templates(
       t0.absolute(templates), None, held_out.dataset, held_out.subset
     )
@@ -190,7 +191,7 @@ def _add_training(
     UserError: there are none of a data set, or one has no training split.
   """
   rates: dict[str, float] = {}
-  for one in chosen_sets(datasets):
+  for one in choose_training_sets(datasets):
     tasks = [task for task in there if find_training_set(task) == one]
     if not tasks:
       raise UserError(

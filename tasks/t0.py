@@ -34,10 +34,15 @@ from etils import epath
 
 from mhr_jax import vocabulary as vocabulary_lib
 from mhr_jax.data import registry, sources
-from mhr_jax.errors import UserError, nearest
+from mhr_jax.errors import UserError
 from mhr_jax.tasks import t0_examples, t0_raw
 from mhr_jax.tasks.promptsource import Template
-from mhr_jax.tasks.t0_datasets import HELD_OUT_SETS, HeldOutSet, task_name
+from mhr_jax.tasks.t0_datasets import (
+  HELD_OUT_SETS,
+  HeldOutSet,
+  choose_held_out_sets,
+  task_name,
+)
 from mhr_jax.tasks.t0_raw import RawSplit
 from mhr_jax.vocabulary import Vocabulary
 
@@ -176,21 +181,6 @@ def absolute(folder: epath.PathLike) -> epath.Path:
   return folder if '://' in str(folder) else folder.resolve()
 
 
-def chosen_sets(names: Sequence[str] | None) -> list[HeldOutSet]:
-  """Returns the held-out sets of these names, or all.
-
-  Raises:
-    UserError: there is none of a name.
-  """
-  known = {each.name: each for each in HELD_OUT_SETS}
-  for name in names or ():
-    if name not in known:
-      raise UserError(
-        f'T0 has no held-out data set {name!r}.{nearest(name, known)}'
-      )
-  return list(HELD_OUT_SETS) if names is None else [known[n] for n in names]
-
-
 def _find_sets(
   raw: t0_raw.RawSets, names: Sequence[str] | None, folder: epath.PathLike
 ) -> list[tuple[HeldOutSet, dict[str, RawSplit]]]:
@@ -200,7 +190,7 @@ def _find_sets(
     UserError: there is none, or not one that was asked for.
   """
   found = []
-  for each in chosen_sets(names):
+  for each in choose_held_out_sets(names):
     splits = raw.find(each.dataset, each.subset)
     if splits:
       found.append((each, splits))

@@ -13,9 +13,11 @@ r-three/t-few 114deced, `data/few_shot`. Of ANLI these have 50, while mttl asks
 for 32, finds no such file and draws its own.
 """
 
+from collections.abc import Sequence
 import dataclasses
-from typing import Literal
+from typing import Literal, TypeVar
 
+from mhr_jax.errors import UserError, nearest
 from mhr_jax.tasks.promptsource import clean
 
 # Of a data set, over all of its templates.
@@ -250,6 +252,36 @@ def cap(train_size: int, n_templates: int, rule: CapRule) -> int:
   share = MAX_EXAMPLES // n_templates
   limit = share if rule == 'mttl' else MAX_EXAMPLES
   return share if train_size > limit else train_size
+
+
+_Set = TypeVar('_Set', TrainingSet, HeldOutSet)
+
+
+def choose_training_sets(names: Sequence[str] | None) -> list[TrainingSet]:
+  """Returns the training sets of these names, or all; see `_choose`."""
+  return _choose('training', TRAINING_SETS, names)
+
+
+def choose_held_out_sets(names: Sequence[str] | None) -> list[HeldOutSet]:
+  """Returns the held-out sets of these names, or all; see `_choose`."""
+  return _choose('held-out', HELD_OUT_SETS, names)
+
+
+def _choose(
+  kind: str, sets: Sequence[_Set], names: Sequence[str] | None
+) -> list[_Set]:
+  """Returns the sets of these names, in their order, or all.
+
+  Raises:
+    UserError: there is none of a name.
+  """
+  known = {each.name: each for each in sets}
+  for name in names or ():
+    if name not in known:
+      raise UserError(
+        f'T0 has no {kind} data set {name!r}.{nearest(name, known)}'
+      )
+  return list(sets) if names is None else [known[name] for name in names]
 
 
 def find_training_set(task: str) -> TrainingSet | None:

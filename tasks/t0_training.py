@@ -22,16 +22,16 @@ from etils import epath
 
 from mhr_jax import vocabulary as vocabulary_lib
 from mhr_jax.data import registry, sources
-from mhr_jax.errors import UserError, nearest
+from mhr_jax.errors import UserError
 from mhr_jax.tasks import t0, t0_examples, t0_raw
 from mhr_jax.tasks.promptsource import Template
 from mhr_jax.tasks.t0_datasets import (
   BLOCKED,
-  TRAINING_SETS,
   VALIDATION_EXAMPLES,
   CapRule,
   TrainingSet,
   cap,
+  choose_training_sets,
   task_name,
 )
 from mhr_jax.tasks.t0_raw import RawSplit
@@ -74,7 +74,7 @@ def register(
   vocabulary = vocabulary_lib.load_vocabulary(vocabulary, extra_ids=extra_ids)
   raw = t0.raw_sets(folder, records)
   rates: dict[str, float] = {}
-  for one in chosen_sets(datasets):
+  for one in choose_training_sets(datasets):
     split = raw.find(one.dataset, one.subset).get('train')
     if split is None:
       raise UserError(
@@ -98,21 +98,6 @@ def register(
   mixture = f'{name}_train'
   registry.add_mixture(mixture, rates, module=__name__)
   return {mixture: tuple(rates)}
-
-
-def chosen_sets(names: Sequence[str] | None) -> list[TrainingSet]:
-  """Returns the training sets of these names, or all.
-
-  Raises:
-    UserError: there is none of a name.
-  """
-  known = {each.name: each for each in TRAINING_SETS}
-  for name in names or ():
-    if name not in known:
-      raise UserError(
-        f'T0 has no training data set {name!r}.{nearest(name, known)}'
-      )
-  return list(TRAINING_SETS) if names is None else [known[n] for n in names]
 
 
 def _add(

@@ -8,7 +8,7 @@ import pytest
 from mhr_jax.data import prepare, records, registry
 from mhr_jax.errors import UserError
 from mhr_jax.tasks import t0, t0_raw
-from mhr_jax.tasks.t0_datasets import HELD_OUT_SETS
+from mhr_jax.tasks.t0_datasets import HELD_OUT_SETS, choose_held_out_sets
 from tests import toy_t0
 
 
@@ -185,7 +185,7 @@ def test_story_cloze_is_read_as_it_is_handed_out(tmp_path):
   ),
 )
 def test_a_wrong_label_is_located(name, field, right, wrong):
-  (held_out,) = t0.chosen_sets([name])
+  (held_out,) = choose_held_out_sets([name])
 
   def read(*labels):
     records = [
