@@ -55,10 +55,9 @@ def train_step(
   optimizer = optim.make_optimizer(optim.OptimizerSettings(), _SCHEDULE_STEPS)
   trains = methods.trained_labels(method, 'pretrain')
   training = Training(sizes, added, params, batch, optimizer, trains)
-  facts = {
-    'parameters': training.model.count_parameters(),
-    'loss': training.loss(),
-  }
+  facts: dict[str, Any] = {'parameters': training.model.count_parameters()}
+  if weights_folder is not None:
+    facts['loss'] = training.loss()
   makers = {
     STEP: training.step,
     NOISY_STEP: lambda: training.step('relaxed_bernoulli'),

@@ -46,10 +46,11 @@ def _answer(works: Works, command: dict[str, Any]) -> dict[str, Any]:
 
 def _warm_up(works: Works, times: int) -> dict[str, float]:
   """Returns the seconds of each work's first run: compilation is in it."""
-  first = {}
-  for name, run in works.runs.items():
-    seconds = [_time(run)[0] for _ in range(max(times, 1))]
-    first[name] = seconds[0]
+  first = {name: _time(run)[0] for name, run in works.runs.items()}
+  memory.give_back()
+  for run in works.runs.values():
+    for _ in range(times - 1):
+      run()
   return first
 
 

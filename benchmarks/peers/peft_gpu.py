@@ -4,7 +4,7 @@ The backbone is stored in bfloat16 and the adapters in float32; products run
 under autocast, as transformers' Trainer has it with `bf16`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import statistics
 import time
 from typing import Any
@@ -18,15 +18,19 @@ from mhr_jax.convert import hf_config
 from mhr_jax.errors import UserError
 
 _WARM_UP = 2
+_PEAK = 'device peak bytes'
 
 
 def build(
-  setting: Mapping[str, Any], times: int, compiled: bool, device: str
+  settings: Sequence[Mapping[str, Any]],
+  times: int,
+  compiled: bool,
+  device: str,
 ) -> Works:
-  """Measures a training step; returns facts alone.
+  """Measures a training step at each setting; returns facts alone.
 
   Args:
-    setting: of `Setting.as_json`.
+    settings: of `Setting.as_json`; they differ in the batch alone.
     times: steps that are timed, each to its end.
     compiled: by `torch.compile`.
     device: of torch, 'cuda' or, to try the code, 'cpu'.
@@ -39,8 +43,28 @@ def build(
     raise UserError(
       'torch has no CUDA here: install a build of torch that has it.'
     )
-  sizes = setting_lib.from_json(setting)
-  model = _make_model(torch, transformers, peft, sizes, device)
+  sizes = [setting_lib.from_json(setting) for setting in settings]
+  model = _make_model(torch, transformers, peft, sizes[0], device)
+  tried = []
+  for one in sizes:
+    try:
+      measured = _measure(torch, model, one, times, compiled, device)
+    except torch.OutOfMemoryError:
+      measured = {'failed': 'does not fit the memory of the device'}
+      torch.cuda.empty_cache()
+    tried.append({'setting': one.as_json(), **measured})
+  return Works({}, {'tried': tried})
+
+
+def _measure(
+  torch: Any,
+  model: Any,
+  sizes: Setting,
+  times: int,
+  compiled: bool,
+  device: str,
+) -> dict[str, Any]:
+  """Returns the seconds of steps, and the memory of the device."""
   trained = [p for p in model.parameters() if p.requires_grad]
   optimizer = torch.optim.AdamW(trained, lr=1e-3, fused=True)
   inputs = peft_t5.as_inputs(sizes, weights.MHR, device=device)
@@ -56,24 +80,25 @@ def build(
     if device == 'cuda':
       torch.cuda.synchronize()
 
-  start = time.perf_counter()
-  for _ in range(_WARM_UP):
-    step()
-  warm = time.perf_counter() - start
-  seconds = []
-  for _ in range(times):
-    start = time.perf_counter()
-    step()
-    seconds.append(time.perf_counter() - start)
-  facts = {
+  def timed(count: int) -> list[float]:
+    seconds = []
+    for _ in range(count):
+      start = time.perf_counter()
+      step()
+      seconds.append(time.perf_counter() - start)
+    return seconds
+
+  if device == 'cuda':
+    torch.cuda.reset_peak_memory_stats()
+  warm, seconds = timed(_WARM_UP), timed(times)
+  found = {
     'seconds': statistics.median(seconds),
     'rounds': seconds,
-    'warm_up_seconds': warm,
-    'setting': dict(setting),
+    'warm_up_seconds': sum(warm),
   }
   if device == 'cuda':
-    facts['device peak bytes'] = torch.cuda.max_memory_allocated()
-  return Works({}, facts)
+    found[_PEAK] = torch.cuda.max_memory_allocated()
+  return found
 
 
 def _make_model(

@@ -22,11 +22,12 @@ def test_the_best_setting_is_the_fastest_a_row():
   assert gpu.best_of([tried(32)]) is None
 
 
-def test_ratios_are_of_equal_batches():
+def test_ratios_are_of_the_best_rates():
   found = {
-    'base r16': {'tried': [tried(8, 0.5), tried(16, 0.8), tried(16, 0.7)]},
-    'base r16 PEFT': tried(16, 1.4),
+    'base r16': {'tried': [tried(8, 0.5), tried(16, 0.8), tried(32)]},
+    'base r16 PEFT': {'tried': [tried(16, 1.6), tried(32, 3.2)]},
     'base r16 PEFT compiled': {'failed': 'does not compile'},
+    'xl r16 PEFT': {'tried': [tried(16, 1.6)]},
   }
   assert gpu.list_ratios(found) == {'base r16 PEFT': pytest.approx(0.5)}
 
