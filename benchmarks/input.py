@@ -95,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
       make_sides(setting, _sources(flags, setting, folder), flags.batches),
       rounds=flags.rounds,
       times=flags.times,
+      seconds=flags.seconds,
       warm_up=1,
     )
   outcomes = judge(found, setting.batch_size)

@@ -28,6 +28,12 @@ def parser(
   made.add_argument(
     '--times', type=positive, default=times, help='runs of a work in a round'
   )
+  made.add_argument(
+    '--seconds',
+    type=float,
+    default=90.0,
+    help='of rounds, after which none but the first two is begun',
+  )
   return made
 
 

@@ -18,7 +18,10 @@ _MIB = 2**20
 
 def print_works(found: Comparison, title: str) -> None:
   """Prints a row for each work: its time, spread and memory."""
-  table = rich_table.Table(title=title, title_justify='left')
+  rounds = max(len(measured.seconds) for measured in found.works.values())
+  table = rich_table.Table(
+    title=f'{title}: {rounds} rounds', title_justify='left'
+  )
   table.add_column('work')
   for name in ('median', 'p10 – p90', 'first run', 'peak memory'):
     table.add_column(name, justify='right')

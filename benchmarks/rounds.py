@@ -7,6 +7,7 @@ blocked. What they use of the processor all the same is measured.
 from collections.abc import Callable, Sequence
 import contextlib
 import dataclasses
+import math
 import time
 from typing import Any
 
@@ -16,6 +17,7 @@ from benchmarks.summaries import Ratio, Summary
 
 # Thread pools spin a little after their work before they sleep.
 _PAUSE_SECONDS = 0.05
+_LEAST_ROUNDS = 2
 
 
 @dataclasses.dataclass
@@ -91,6 +93,7 @@ def measure(
   rounds: int,
   times: int,
   warm_up: int = 2,
+  seconds: float = math.inf,
   check: Callable[[dict[str, Any]], None] | None = None,
 ) -> Comparison:
   """Starts all sides, then runs their works in turns.
@@ -100,6 +103,8 @@ def measure(
     rounds: how many turns.
     times: runs of each work in a turn.
     warm_up: runs of each work before that.
+    seconds: after which no third or later round is begun, so that a slow
+      machine has something to tell too.
     check: called with the facts of all sides before anything is timed.
 
   Raises:
@@ -120,7 +125,10 @@ def measure(
       check(found.facts)
     started = sum(process.cpu_seconds() for process in processes)
     busy = 0.0
+    until = time.monotonic() + seconds
     for i in range(rounds):
+      if i >= _LEAST_ROUNDS and time.monotonic() > until:
+        break
       # Each round starts with another side, so that none always follows the
       # same one.
       for process in (

@@ -123,7 +123,9 @@ def main(argv: Sequence[str] | None = None) -> None:
   sides = make_sides(settings, works)
   if apart:
     sides.append(Side(_MEMORY, 'benchmarks.bandwidth:build', {}))
-  found = rounds.measure(sides, rounds=flags.rounds, times=flags.times)
+  found = rounds.measure(
+    sides, rounds=flags.rounds, times=flags.times, seconds=flags.seconds
+  )
   outcomes = judge(found, list_goals(base, settings, works))
   results.print_works(found, f'{base.model}, rank {base.rank}')
   updates = print_updates(found) if apart else {}

@@ -130,10 +130,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = write_tasks(
       folder / 'data', flags.tasks, 64, input_length=128, target_length=32
     )
-    starts = [
-      time_start(folder / f'start_{i}', folder / 'data', names, flags.model)
-      for i in range(1 + flags.rounds)
-    ]
+    until = time.monotonic() + flags.seconds
+    starts: list[dict[str, float]] = []
+    while len(starts) <= flags.rounds:
+      start = folder / f'start_{len(starts)}'
+      starts.append(time_start(start, folder / 'data', names, flags.model))
+      if len(starts) > 1 and time.monotonic() > until:
+        break
   first, later = starts[0], starts[1:]
   medians = {
     part: summaries.summarise([start[part] for start in later]).median

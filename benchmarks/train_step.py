@@ -150,6 +150,7 @@ def main(argv: Sequence[str] | None = None) -> None:
       make_sides(setting, folder, flags.only),
       rounds=flags.rounds,
       times=flags.times,
+      seconds=flags.seconds,
       check=check_losses,
     )
   outcomes = judge(found, list_goals(setting.rank))

@@ -38,6 +38,13 @@ def test_sleep_takes_at_least_its_time(found):
   assert 1 < ratio.low <= ratio.by_round <= ratio.high
 
 
+def test_no_third_round_is_begun_when_the_time_is_over():
+  found = rounds.measure(
+    [side('a', 'naps', seconds=0.01)], rounds=9, times=1, seconds=0
+  )
+  assert {len(x.seconds) for x in found.works.values()} == {2}
+
+
 def test_goals_are_judged_where_both_works_were_measured(found):
   long_over_short = ('b: long', 'a: short')
   goals = [
