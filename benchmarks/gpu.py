@@ -15,6 +15,7 @@ is begun that the minutes left do not allow.
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import functools
 import threading
 import time
 from typing import Any
@@ -67,39 +68,49 @@ class Part:
   least_seconds: float
 
 
+# The most telling first.
+_PLAN = (
+  ('base', 'ours'),
+  ('base', 'PEFT'),
+  ('xl', 'ours'),
+  ('xl', 'PEFT'),
+  ('xl', 'rank 1'),
+  ('base', 'rank 1'),
+  ('base', 'decoding'),
+  ('xl', 'decoding'),
+  ('large', 'ours'),
+  ('base', 'PEFT compiled'),
+  ('large', 'PEFT'),
+  ('large', 'rank 1'),
+  ('xl', 'PEFT compiled'),
+)
+_TINY_PLAN = tuple(
+  (size, kind)
+  for size, kind in _PLAN
+  if size == 'base' and kind != 'PEFT compiled'
+)
+
+
 def plan_parts(*, tiny: bool) -> list[Part]:
-  """Returns the parts, the most telling first."""
+  """Returns the parts in their order.
+
+  Args:
+    tiny: of one size, and without compiling PEFT, which takes minutes.
+  """
   least = 0.0 if tiny else 30.0
   parts = [Part('ceiling', lambda _: _ceiling(tiny), least)]
-
-  def add(name: str, make: Callable[[Mapping[str, Any]], Side | None]) -> None:
-    parts.append(Part(name, make, least))
-
-  def add_ours(size: str) -> None:
-    add(f'{size} r16', lambda _: _search(size, tiny))
-
-  def add_peft(size: str, *, compiled: bool) -> None:
-    name = f'{size} r16 PEFT{" compiled" if compiled else ""}'
-    add(name, lambda found: _peft(size, found, compiled=compiled, tiny=tiny))
-
-  def add_rank_1(size: str) -> None:
-    add(f'{size} r1', lambda found: _again(size, found))
-
-  def add_decoding(size: str) -> None:
-    add(f'{size} r16 decoding', lambda _: _decoding(size, tiny))
-
-  for size in ('base', 'xl'):
-    add_ours(size)
-    add_peft(size, compiled=False)
-  add_rank_1('xl')
-  add_rank_1('base')
-  add_decoding('base')
-  add_decoding('xl')
-  add_ours('large')
-  add_peft('base', compiled=True)
-  add_peft('large', compiled=False)
-  add_rank_1('large')
-  add_peft('xl', compiled=True)
+  for size, kind in _TINY_PLAN if tiny else _PLAN:
+    makers: dict[str, tuple[str, Any]] = {
+      'ours': ('r16', lambda _, size=size: _search(size, tiny)),
+      'rank 1': ('r1', lambda found, size=size: _again(size, found)),
+      'decoding': ('r16 decoding', lambda _, size=size: _decoding(size, tiny)),
+    }
+    if kind in makers:
+      name, make = makers[kind]
+    else:
+      name = f'r16 {kind}'
+      make = functools.partial(_peft, size, compiled=kind != 'PEFT', tiny=tiny)
+    parts.append(Part(f'{size} {name}', make, least))
   return parts
 
 

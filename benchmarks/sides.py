@@ -1,6 +1,7 @@
 """The processes of a comparison, from the side of who compares."""
 
 from collections.abc import Mapping
+import contextlib
 import dataclasses
 import json
 import os
@@ -71,8 +72,10 @@ class SideProcess:
   def run(self, name: str, times: int) -> dict[str, Any]:
     """Runs a work so many times and returns what the worker measured."""
     assert self._process.stdin is not None
-    self._process.stdin.write(json.dumps({'run': name, 'times': times}) + '\n')
-    self._process.stdin.flush()
+    with contextlib.suppress(BrokenPipeError):  # reading tells why it ended
+      command = json.dumps({'run': name, 'times': times})
+      self._process.stdin.write(command + '\n')
+      self._process.stdin.flush()
     return self._read()
 
   def kill(self) -> None:

@@ -215,6 +215,12 @@ def test_imports_follow_the_table(name):
     assert other_row <= row, f'{name} may not import {other}'
 
 
+def test_nothing_imports_the_benchmarks():
+  for path in _FILES.values():
+    tops = {item.partition('.')[0] for item in _imports(path)}
+    assert 'benchmarks' not in tops
+
+
 def test_imports_have_no_circles():
   graph = {name: _own(path) - {name} for name, path in _FILES.items()}
   tuple(graphlib.TopologicalSorter(graph).static_order())
