@@ -14,6 +14,7 @@ import operator
 from typing import Any
 
 from flax import linen as nn
+import jax
 from jax import lax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -56,11 +57,40 @@ def apply_adapter(
     What the adapters add to the layer's output, in x's dtype.
   """
   a, b = a.astype(x.dtype), b.astype(x.dtype)
-  if a.shape[0] == 1:
-    return matmul(matmul(x, a[0]), b[0])
-  rows, length, features = x.shape
-  grouped = x.reshape(a.shape[0], -1, features)
-  return ((grouped @ a) @ b).reshape(rows, length, b.shape[-1])
+  grouped = x.reshape(a.shape[0], -1, x.shape[-1])
+  return _low_rank(grouped, a, b).reshape(*x.shape[:-1], b.shape[-1])
+
+
+@jax.custom_vjp
+def _low_rank(
+  x: Float[Array, 'group row in'],
+  a: Float[Array, 'group in rank'],
+  b: Float[Array, 'group rank out'],
+) -> Float[Array, 'group row out']:
+  return (x @ a) @ b
+
+
+def _low_rank_forward(x, a, b):
+  down = x @ a
+  return down @ b, (x, a, b, down)
+
+
+def _low_rank_backward(residuals, d_y):
+  """Returns the gradients, that of `a` as a product with x untransposed.
+
+  XLA on CPUs transposes a product's left side where it is contracted along
+  rows, and x is the widest there is: that was 4 to 11 times slower. Without
+  the barriers XLA turns the product back into that.
+  """
+  x, a, b, down = residuals
+  d_down = jnp.einsum('gto,gro->gtr', d_y, b)
+  turned = lax.optimization_barrier(d_down.swapaxes(1, 2))
+  d_a = lax.optimization_barrier(turned @ x).swapaxes(1, 2)
+  d_x = jnp.einsum('gtr,gir->gti', d_down, a)
+  return d_x, d_a, jnp.einsum('gtr,gto->gro', down, d_y)
+
+
+_low_rank.defvjp(_low_rank_forward, _low_rank_backward)
 
 
 def apply_scale(
