@@ -112,6 +112,37 @@ def train_step(
   return Works({STEP: step, GRADIENTS: gradients}, facts)
 
 
+def decode(
+  setting: Mapping[str, Any], method: str | None, weights_folder: str
+) -> Works:
+  """Builds greedy decoding, with keys and values kept; no token ends it.
+
+  Args:
+    setting: of `Setting.as_json`.
+    method: 'mhr', or None for the bare backbone.
+    weights_folder: of `weights.write_weights`.
+  """
+  torch, _, _ = import_libraries()
+  sizes = setting_lib.from_json(setting)
+  model = read_model(pathlib.Path(weights_folder), method)
+  model.generation_config.eos_token_id = None
+  inputs = as_inputs(sizes, method)
+  for name in ('decoder_input_ids', 'labels'):
+    del inputs[name]
+
+  def generate() -> Any:
+    with torch.inference_mode():
+      return model.generate(
+        **inputs,
+        max_new_tokens=sizes.target_length,
+        do_sample=False,
+        use_cache=True,
+      )
+
+  tokens = generate()[:, 1:].tolist()
+  return Works({DECODE: lambda: _nothing(generate())}, {'tokens': tokens})
+
+
 def floor(setting: Mapping[str, Any], weights_folder: str) -> Works:
   """Builds the frozen backbone's forward pass and input gradient."""
   sizes = setting_lib.from_json(setting)
