@@ -1,7 +1,8 @@
 """PEFT's adapters on transformers' T5, in a loop as its users write it.
 
 Defaults are those of transformers' Trainer: fused AdamW, gradients clipped to
-a norm of 1, gradients set to None. All cores work, and nothing is dropped.
+a norm of 1, gradients set to None. All cores work, unless
+OMP_NUM_THREADS says how many, and nothing is dropped.
 """
 
 from collections.abc import Mapping
@@ -38,7 +39,8 @@ def import_libraries() -> tuple[Any, Any, Any]:
       " constraints.txt -e '.[interop]'."
     ) from error
   transformers.logging.set_verbosity_error()
-  torch.set_num_threads(len(os.sched_getaffinity(0)))
+  cores = len(os.sched_getaffinity(0))
+  torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS', cores)))
   return torch, transformers, peft
 
 
