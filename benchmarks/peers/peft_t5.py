@@ -1,7 +1,8 @@
 """PEFT's adapters on transformers' T5, in a loop as its users write it.
 
 Defaults are those of transformers' Trainer: fused AdamW, gradients clipped to
-a norm of 1, gradients set to None. All cores work, and nothing is dropped.
+a norm of 1, gradients set to None. All cores work, unless
+OMP_NUM_THREADS says how many, and nothing is dropped.
 """
 
 from collections.abc import Mapping
@@ -38,7 +39,8 @@ def import_libraries() -> tuple[Any, Any, Any]:
       " constraints.txt -e '.[interop]'."
     ) from error
   transformers.logging.set_verbosity_error()
-  torch.set_num_threads(len(os.sched_getaffinity(0)))
+  cores = len(os.sched_getaffinity(0))
+  torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS', cores)))
   return torch, transformers, peft
 
 
@@ -110,6 +112,37 @@ def train_step(
 
   facts = {'parameters': sum(p.numel() for p in trained), 'loss': loss}
   return Works({STEP: step, GRADIENTS: gradients}, facts)
+
+
+def decode(
+  setting: Mapping[str, Any], method: str | None, weights_folder: str
+) -> Works:
+  """Builds greedy decoding, with keys and values kept; no token ends it.
+
+  Args:
+    setting: of `Setting.as_json`.
+    method: 'mhr', or None for the bare backbone.
+    weights_folder: of `weights.write_weights`.
+  """
+  torch, _, _ = import_libraries()
+  sizes = setting_lib.from_json(setting)
+  model = read_model(pathlib.Path(weights_folder), method)
+  model.generation_config.eos_token_id = None
+  inputs = as_inputs(sizes, method)
+  for name in ('decoder_input_ids', 'labels'):
+    del inputs[name]
+
+  def generate() -> Any:
+    with torch.inference_mode():
+      return model.generate(
+        **inputs,
+        max_new_tokens=sizes.target_length,
+        do_sample=False,
+        use_cache=True,
+      )
+
+  tokens = generate()[:, 1:].tolist()
+  return Works({DECODE: lambda: _nothing(generate())}, {'tokens': tokens})
 
 
 def floor(setting: Mapping[str, Any], weights_folder: str) -> Works:

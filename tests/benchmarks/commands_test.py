@@ -29,6 +29,10 @@ def run(module, *flags, cache, environment=None):
       **os.environ,
       'JAX_COMPILATION_CACHE_DIR': str(cache),
       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+      # Programs are made in half the time; two threads of torch on a busy
+      # machine mostly wait for each other.
+      'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
+      'OMP_NUM_THREADS': '1',
       **(environment or {}),
     },
     capture_output=True,
