@@ -128,6 +128,7 @@ def _setting(size: str, *, tiny: bool, batch: int) -> Setting:
       batch_size=batch,
       input_length=16,
       target_length=8,
+      layers='scanned',
     )
   return Setting(
     model=f't5_1_1_{size}',
@@ -135,6 +136,7 @@ def _setting(size: str, *, tiny: bool, batch: int) -> Setting:
     batch_size=batch,
     input_length=512,
     target_length=128,
+    layers='scanned',
   )
 
 

@@ -28,6 +28,7 @@ class Setting:
     batch_size: rows, each of a random task.
     input_length: tokens of every input; there is no padding.
     target_length: tokens of every target.
+    layers: 'unrolled', as `models/t5_1_1_small.gin` has them, or 'scanned'.
     remat: see `T5Config`.
     mix_in: see `RoutedT5`.
   """
@@ -41,6 +42,7 @@ class Setting:
   batch_size: int = 8
   input_length: int = 128
   target_length: int = 32
+  layers: str = 'unrolled'
   remat: str = 'none'
   mix_in: str = 'auto'
 
@@ -48,7 +50,11 @@ class Setting:
   def backbone(self) -> T5Config:
     """The backbone, without dropout."""
     return t5_config(
-      self.model, dtype=self.dtype, remat=self.remat, dropout_rate=0.0
+      self.model,
+      dtype=self.dtype,
+      remat=self.remat,
+      dropout_rate=0.0,
+      scan_layers=self.layers == 'scanned',
     )
 
   def routed(self, added: AdapterConfig | None) -> RoutedT5:
