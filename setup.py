@@ -48,9 +48,11 @@ _EXTRAS = {
     'rouge==1.0.1',
     'torch==2.13.0',
     'transformers>=5.23',
+    'wandb>=0.31',
   ],
   'cuda12': ['jax[cuda12]>=0.10,<0.12'],
   'tpu': ['jax[tpu]>=0.10,<0.12'],
+  # A writer of metrics (`TrainSettings.writers`).
   'wandb': ['wandb>=0.31'],
   'audit': ['pip-audit>=2.10'],
   'dev': [

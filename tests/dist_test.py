@@ -60,8 +60,8 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 @pytest.fixture(scope='session')
-def built(tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path]:
-  """The sdist and the wheel, in a folder of their own."""
+def built(tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path, pathlib.Path]:
+  """The sdist, the wheel, and the source that they are of."""
   source = tmp_path_factory.mktemp('source')
   listed = subprocess.run(
     ['git', 'ls-files', '-z', '--cached', '--others', '--exclude-standard'],
@@ -77,7 +77,7 @@ def built(tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path]:
   folder = tmp_path_factory.mktemp('dist')
   _run(sys.executable, '-m', 'build', '--outdir', folder, source, cwd=folder)
   (sdist,), (wheel,) = folder.glob('*.tar.gz'), folder.glob('*.whl')
-  return sdist, wheel
+  return sdist, wheel, source
 
 
 class _Environment:
@@ -183,9 +183,9 @@ def test_the_wheel_holds_all_modules_presets_and_its_licence(built):
     ('tasks', 'mhr_jax/tasks'),
     ('configs', 'mhr_jax/configs'),
   ):
-    for file in (_ROOT / folder).rglob('*'):
+    for file in (built[2] / folder).rglob('*'):
       if file.suffix in ('.py', '.gin', '.html', '.typed'):
-        assert f'{place}/{file.relative_to(_ROOT / folder)}' in names
+        assert f'{place}/{file.relative_to(built[2] / folder)}' in names
   assert not [name for name in names if name.startswith('tests')]
   assert metadata['License-Expression'] == 'Apache-2.0'
   assert metadata['Requires-Python'] == '>=3.11'
