@@ -88,6 +88,7 @@ class _Environment:
     if python is None:
       pytest.skip(f'untested on Python {version}, which is not here')
     self.folder = folder
+    self.wants_newest_jax = False
     self.cwd = folder / 'work'
     self.cwd.mkdir()
     self.constraints = folder / 'constraints.txt'
@@ -96,6 +97,7 @@ class _Environment:
 
   def allow_newest_jax(self):
     """Takes jax out of what is pinned, and asks for 0.11."""
+    self.wants_newest_jax = True
     lines = self.constraints.read_text().splitlines()
     kept = [x for x in lines if x.split('==')[0] not in ('jax', 'jaxlib')]
     self.constraints.write_text('\n'.join([*kept, _NEWEST_JAX, '']))
@@ -152,6 +154,9 @@ def test_the_core_alone_shows_a_packaged_preset(installed):
   assert "study.study.run_dir = 'runs/quickstart'" in shown
   package = installed.python('-c', 'import mhr_jax; print(mhr_jax.__file__)')
   assert package.startswith(str(installed.folder))
+  if installed.wants_newest_jax:
+    code = 'import jax; print(jax.__version__)'
+    assert installed.python('-c', code).startswith('0.11.')
   assert 'missing  registering and preparing' in installed.mhr_jax('doctor')
 
 

@@ -224,7 +224,7 @@ def test_a_mixture_stays_among_the_mixtures(name, work):
 def test_the_scores_of_an_evaluation_stay_in_the_run(
   work, model, write_task, write_mixture
 ):
-  write_task(work, 'copy', train=2)
+  write_task(work, 'copy', train=2, vocabulary=toy_text.VOCABULARY)
   path = record_format.mixture_file(work, '../../out')
   write_mixture(work, path.stem, ['copy'], [1.0])
   table = TaskTable(('copy', 'first', 'upper'))

@@ -62,6 +62,7 @@ _ROWS = (
     'loading',
     'logits_checksum',
     'model_inputs',
+    'save_cards',
     'saving',
     'serving*',
     'task_choice',
