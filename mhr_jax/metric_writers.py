@@ -14,7 +14,7 @@ import importlib.util
 import os
 import platform
 import time
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, cast, get_args
 
 from etils import epath
 
@@ -47,7 +47,7 @@ def check_names(names: Sequence[str]) -> tuple[Writer, ...]:
   for name in names:
     if name not in WRITERS:
       raise UserError(f'There is no writer {name!r}.{nearest(name, WRITERS)}')
-  return tuple(names)  # type: ignore[return-value]
+  return cast(tuple[Writer, ...], tuple(names))
 
 
 def check_installed(names: Sequence[Writer]) -> None:
@@ -140,7 +140,7 @@ class _Wandb:
       resume='allow',
       dir=local,
       config=dict(settings),
-      mode=os.environ.get('WANDB_MODE', 'offline'),  # type: ignore[arg-type]
+      mode=cast(Any, os.environ.get('WANDB_MODE', 'offline')),
       settings=wandb.Settings(console='off', silent=True),
     )
 
