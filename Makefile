@@ -4,7 +4,7 @@ BIN := .venv/bin
 SHELL := /bin/bash
 JOBS ?= 2
 
-.PHONY: setup quickstart lint types test test-slow test-interop test-t5x clean
+.PHONY: setup quickstart lint types test test-slow test-interop test-t5x dist-test audit clean
 
 setup: .venv/setup.stamp
 
@@ -13,6 +13,9 @@ setup: .venv/setup.stamp
 
 .venv/t5x.stamp: .venv/setup.stamp
 	$(BIN)/pip install -q -c constraints.txt -e '.[data,dev,t5x]' && touch $@
+
+.venv/audit.stamp: .venv/setup.stamp
+	$(BIN)/pip install -q -c constraints.txt -e '.[data,dev,audit]' && touch $@
 
 .venv/interop.stamp: .venv/setup.stamp
 	$(BIN)/pip install -q -c constraints.txt -e '.[data,dev,interop]' && touch $@
@@ -42,6 +45,16 @@ test-interop: .venv/interop.stamp
 # T5X_DIR=<checkout of google-research/t5x> make test-t5x
 test-t5x: .venv/t5x.stamp
 	$(BIN)/python -m pytest -q --durations=20 -m t5x
+
+# The wheel and the sdist, each in empty environments, on every Python from 3.11
+# that is here; minutes for each, and it needs the package index.
+dist-test: setup
+	$(BIN)/python -m pytest -q -rs --durations=20 -m dist
+
+# Known vulnerabilities of what is pinned; needs https://pypi.org itself. It
+# fails also where a package could not be looked up.
+audit: .venv/audit.stamp
+	$(BIN)/pip-audit --strict --no-deps --disable-pip -r constraints.txt
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache

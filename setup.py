@@ -1,5 +1,7 @@
 """Packages mhr_jax; `tasks/` and `configs/` install as parts of it."""
 
+import pathlib
+
 import setuptools
 
 _CORE = [
@@ -46,10 +48,15 @@ _EXTRAS = {
     'rouge==1.0.1',
     'torch==2.13.0',
     'transformers>=5.23',
+    'wandb>=0.31',
   ],
   'cuda12': ['jax[cuda12]>=0.10,<0.12'],
   'tpu': ['jax[tpu]>=0.10,<0.12'],
+  # A writer of metrics (`TrainSettings.writers`).
+  'wandb': ['wandb>=0.31'],
+  'audit': ['pip-audit>=2.10'],
   'dev': [
+    'build>=1.6',
     'pre-commit>=4',
     'pyrefly>=1.4,<1.5',
     'pytest>=9',
@@ -65,8 +72,24 @@ setuptools.setup(
   name='mhr_jax',
   version='0.1.0',
   description='Multi-Head Adapter Routing for JAX: frozen T5, routed LoRA.',
-  long_description='https://arxiv.org/abs/2211.03831, in JAX and Flax Linen.',
+  long_description=pathlib.Path('README.md').read_text(encoding='utf-8'),
+  long_description_content_type='text/markdown',
+  author='The mhr_jax authors',
   license='Apache-2.0',
+  license_files=['LICENSE'],
+  keywords=['jax', 'flax', 't5', 'lora', 'adapters', 'multi-task'],
+  classifiers=[
+    'Development Status :: 4 - Beta',
+    'Intended Audience :: Science/Research',
+    'Operating System :: POSIX :: Linux',
+    'Programming Language :: Python :: 3',
+    'Programming Language :: Python :: 3.11',
+    'Programming Language :: Python :: 3.12',
+    'Programming Language :: Python :: 3.13',
+    'Topic :: Scientific/Engineering :: Artificial Intelligence',
+    'Typing :: Typed',
+  ],
+  project_urls={'Paper': 'https://arxiv.org/abs/2211.03831'},
   python_requires='>=3.11',
   packages=[
     'mhr_jax',
@@ -81,6 +104,7 @@ setuptools.setup(
   ],
   package_dir={'mhr_jax.tasks': 'tasks', 'mhr_jax.configs': 'configs'},
   package_data={
+    'mhr_jax': ['py.typed'],
     'mhr_jax.configs': ['**/*.gin'],
     'mhr_jax.analysis': ['*.html'],
   },

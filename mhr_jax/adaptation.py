@@ -18,6 +18,7 @@ from safetensors import numpy as safetensors
 from mhr_jax import (
   adapter_soup,
   evaluation,
+  file_names,
   methods,
   movement,
   optim,
@@ -464,7 +465,8 @@ def write_adapted(
     keep: 'trained' writes `trained.safetensors`, small beside a backbone.
   """
   method = methods.get_method(method)
-  folder = epath.Path(folder) / result.task / f'seed{result.seed}'
+  task = file_names.as_file_name(result.task)
+  folder = epath.Path(folder) / task / f'seed{result.seed}'
   scores.write_scores(folder, result.scores, result.predictions, result.values)
   run_files.write_json(
     folder / ADAPTED_FILE,

@@ -132,6 +132,11 @@ def _add_gin_flags(command: argparse.ArgumentParser) -> None:
     metavar='A,B',
     help='folders to search first',
   )
+  group.add_argument(
+    '--safe_config',
+    action='store_true',
+    help='gin files may name settings of mhr_jax alone (docs/safety.md)',
+  )
 
 
 def _add_data_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -266,6 +271,7 @@ def _configure(options: argparse.Namespace, files: Sequence[str] = ()) -> Any:
     options.bindings,
     search_paths=[path for path in options.gin_search_paths.split(',') if path],
     configurables=configurables.all_configurables(),
+    limits=configurables.safe_limits() if options.safe_config else None,
   )
 
 

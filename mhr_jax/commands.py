@@ -18,6 +18,7 @@ from mhr_jax import (
   dry_run_commands,
   evaluation,
   few_shot,
+  file_names,
   methods,
   partitioning,
   run_files,
@@ -93,7 +94,7 @@ def evaluate(
     limit=limit,
   )
   vocabulary = _vocabulary(run, run_dir)
-  name = f'{found.name}_{split.partition("[")[0]}'
+  name = file_names.as_file_name(f'{found.name}_{split.partition("[")[0]}')
   where = epath.Path(folder or epath.Path(run_dir) / EVALUATIONS_FOLDER / name)
   total = sum(min(limit or len(each), len(each)) for each in sources)
   if mode == 'dry_run':

@@ -8,6 +8,7 @@ from mhr_jax.adapter_soup import SoupSettings
 from mhr_jax.adapters import AdapterConfig
 from mhr_jax.analysis.gradients import AlignmentSettings
 from mhr_jax.analysis.routing_statistics import RoutingStatisticsSettings
+from mhr_jax.configuration_limits import Limits, full_name
 from mhr_jax.data.mixture_settings import MixtureSettings
 from mhr_jax.evaluation import EvaluationSettings
 from mhr_jax.few_shot import FewShotSettings
@@ -19,6 +20,9 @@ from mhr_jax.t5.config import T5Config, t5_config
 from mhr_jax.t5.decoding import DecodingSettings
 from mhr_jax.task_data import TaskData, TaskModule
 from mhr_jax.trainer import TrainSettings
+
+# What our presets refer to beside settings; their modules import TensorFlow.
+_BY_NAME = ('mhr_jax.tasks.natural_instructions.score_copies',)
 
 
 def roots() -> dict[Callable, tuple[str, ...]]:
@@ -58,4 +62,14 @@ def all_configurables() -> tuple[Callable, ...]:
     TaskModule,
     TrainSettings,
     t5_config,
+  )
+
+
+def safe_limits() -> Limits:
+  """Returns what gin files may name under `--safe_config`."""
+  names = {full_name(configurable) for configurable in all_configurables()}
+  return Limits(
+    packages=('mhr_jax',),
+    names=frozenset(names.union(_BY_NAME)),
+    module_parameters={full_name(TaskModule): 'name'},
   )

@@ -31,6 +31,7 @@ from mhr_jax.configuration_errors import (
   binding_flag,
   explain,
 )
+from mhr_jax.configuration_limits import Limits, named_in
 from mhr_jax.configuration_values import (
   MACRO,
   Key,
@@ -120,6 +121,7 @@ def parse(
   *,
   search_paths: Sequence[str] = (),
   configurables: Iterable[Callable] = (),
+  limits: Limits | None = None,
 ) -> Configuration:
   """Reads gin files, then bindings, into gin's configuration, emptied before.
 
@@ -128,6 +130,7 @@ def parse(
     bindings: `NAME=value` statements, as after `--gin.`; they win over files.
     search_paths: folders to search first.
     configurables: what bindings may name without an import.
+    limits: what files and bindings may name at all; everything by default.
 
   Raises:
     UserError: anything that a person can mend, with the place and a remedy.
@@ -135,7 +138,7 @@ def parse(
   gin.clear_config()
   for configurable in configurables:
     _register(configurable)
-  reader = _Reader(tuple(search_paths))
+  reader = _Reader(tuple(search_paths), limits)
   for name in files:
     reader.read_file(name)
   for binding in bindings:
@@ -144,6 +147,8 @@ def parse(
     tuple(reader.files), dict(reader.places), tuple(search_paths)
   )
   _check_macros(reader.places, search_paths)
+  if limits is not None:
+    limits.check_module_parameters(reader.places)
   return configuration
 
 
@@ -186,8 +191,9 @@ def find_file(name: str, *, search_paths: Sequence[str] = ()) -> epath.Path:
 class _Reader:
   """Reads files and texts into gin and remembers where each binding stood."""
 
-  def __init__(self, search_paths: tuple[str, ...]):
+  def __init__(self, search_paths: tuple[str, ...], limits: Limits | None):
     self._search_paths = search_paths
+    self._limits = limits
     self._open: list[epath.Path] = []
     self.files: list[str] = []
     self.places: dict[Key, Place] = {}
@@ -249,22 +255,33 @@ class _Reader:
           scope = f'{scope}/{selector}' if scope else selector
           selector, name = MACRO, 'value'
         key = gin_config.ParsedBindingKey.parse((scope, selector, name))
+        if self._limits is not None:
+          bound = gin_config._REGISTRY[key.complete_selector]
+          self._limits.check_names([bound, *named_in(value)], place)
         gin_config.bind_parameter(key, value)
         self.places[key.scope, key.complete_selector, key.arg_name] = place
       case config_parser.ImportStatement():
-        try:
-          context.process_import(statement)
-        except ImportError:
-          raise
-        except Exception as error:
-          kind = type(error).__name__
-          raise UserError(
-            f'{place}: importing {statement.module} failed: {kind}: {error}'
-          ) from error
+        self._import(statement, context, place)
       case config_parser.IncludeStatement():
         self.read_file(statement.filename, included_at=place)
       case config_parser.BlockDeclaration():
-        context.get_configurable(statement.selector)
+        found = context.get_configurable(statement.selector)
+        if self._limits is not None:
+          self._limits.check_names([found], place)
+
+  def _import(self, statement: Any, context: Any, place: Place) -> None:
+    """Imports a module for the statements after it."""
+    if self._limits is not None:
+      self._limits.check_import(statement.module, place)
+    try:
+      context.process_import(statement)
+    except ImportError:
+      raise
+    except Exception as error:
+      kind = type(error).__name__
+      raise UserError(
+        f'{place}: importing {statement.module} failed: {kind}: {error}'
+      ) from error
 
 
 def _line_of(error: Exception) -> int | None:

@@ -46,6 +46,11 @@ _GROUPS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     "pip install 'mhr_jax[interop]'",
   ),
   (
+    'writing to Weights & Biases',
+    ('wandb',),
+    "pip install 'mhr_jax[wandb]'",
+  ),
+  (
     'running T5X',
     ('fiddle', 'cached-property'),
     "pip install 'mhr_jax[data,t5x]'",

@@ -8,7 +8,7 @@ from etils import epath
 import jax
 import numpy as np
 
-from mhr_jax import checkpoints, run_files
+from mhr_jax import checkpoints, file_names, run_files
 from mhr_jax.checksums import checksum
 from mhr_jax.errors import UserError
 from mhr_jax.t5.config import T5Config
@@ -87,7 +87,9 @@ def check_frozen(run_dir: epath.PathLike, frozen: Mapping[str, str]):
     UserError: a frozen subtree is missing or another one.
   """
   for label, expected in frozen.items():
-    folder = checkpoints.absolute(run_dir) / label
+    folder = file_names.path_inside(
+      checkpoints.absolute(run_dir), label, where=f'A checkpoint of {run_dir}'
+    )
     facts = read_frozen(folder)
     if facts is None:
       raise UserError(f'{folder} is missing: the run is not whole.')

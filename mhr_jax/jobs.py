@@ -11,7 +11,13 @@ from typing import Any
 from etils import epath
 import jax
 
-from mhr_jax import backbones, methods, partitioning, run_folder
+from mhr_jax import (
+  backbones,
+  methods,
+  metric_writers,
+  partitioning,
+  run_folder,
+)
 from mhr_jax.adapters import AdapterConfig
 from mhr_jax.analysis import gradients, routing_statistics
 from mhr_jax.analysis.gradients import AlignmentSettings
@@ -193,6 +199,7 @@ def build_job(
   Raises:
     UserError: settings do not fit each other, the data or the devices.
   """
+  metric_writers.check_installed(settings.writers)
   row = methods.get_method(method)
   _check_start(row, backbone_from, start_from)
   if backbone_from is not None:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 import dataclasses
 import math
+import re
 from typing import Any
 
 import jax
@@ -86,33 +87,51 @@ class RunDescription:
 _HOW_TO_LOAD = """```python
 import mhr_jax
 
-model = mhr_jax.load('{path}')
-model('a text', task='{task}')
-```
-"""
+model = mhr_jax.load({path!r})
+model.generate('a text', task={task!r})
+```"""
 
 
-def model_card(description: RunDescription, *, path: str) -> str:
+def model_card(
+  description: RunDescription, *, path: str, use: str = _HOW_TO_LOAD
+) -> str:
   """Returns the card as Markdown.
 
   Args:
     description: what the run is.
-    path: the run folder, for the lines that load it.
+    path: the folder, for the lines that load it.
+    use: how to load it, with {path!r} and {task!r} where they belong; by
+      default as a run folder.
   """
   parts = [f'# {description.name}', description.summary]
   if description.parameters:
     parts += ['## Parameters', _parameter_table(description.parameters)]
   if description.settings:
-    rows = [(f'`{k}`', f'`{v}`') for k, v in description.settings.items()]
+    rows = [(_code(k), _code(v)) for k, v in description.settings.items()]
     parts += ['## Settings', _markdown_table(('setting', 'value'), rows)]
   if description.tasks is not None:
     parts += [f'## Tasks ({len(description.tasks)})', _task_list(description)]
   tasks = description.tasks
   first = tasks.names[0] if tasks is not None and len(tasks) else 'a_task'
-  parts += ['## Use', _HOW_TO_LOAD.format(path=path, task=first).rstrip()]
+  parts += ['## Use', use.format(path=path, task=first)]
   if description.command:
-    parts += ['## Made with', f'```\n{description.command}\n```']
+    fence = _longer_than_within(description.command, at_least=3)
+    parts += ['## Made with', f'{fence}\n{description.command}\n{fence}']
   return '\n\n'.join(parts) + '\n'
+
+
+def _code(value: Any) -> str:
+  """Returns a text as Markdown shows it letter by letter."""
+  text = str(value)
+  fence = _longer_than_within(text, at_least=1)
+  space = ' ' if '`' in text else ''
+  return f'{fence}{space}{text}{space}{fence}'
+
+
+def _longer_than_within(text: str, *, at_least: int) -> str:
+  """Returns more backticks than the text has anywhere in a row."""
+  longest = max(map(len, re.findall('`+', text)), default=0)
+  return '`' * max(at_least, longest + 1)
 
 
 def _parameter_table(rows: Sequence[ParameterRow]) -> str:
@@ -135,7 +154,7 @@ def _parameter_table(rows: Sequence[ParameterRow]) -> str:
 
 def _task_list(description: RunDescription, limit: int = 20) -> str:
   names = [] if description.tasks is None else list(description.tasks.names)
-  rows = [(str(i), f'`{name}`') for i, name in enumerate(names[:limit])]
+  rows = [(str(i), _code(name)) for i, name in enumerate(names[:limit])]
   if len(names) > limit:
     rows.append(('…', f'{len(names) - limit} more, in `tasks.json`'))
   return _markdown_table(('id', 'task'), rows)

@@ -7,13 +7,13 @@
       tasks.json      name of each task id
       metrics.jsonl   one JSON object a line: {"step": 10, "train/loss": …}
       tensorboard/    the same numbers for TensorBoard
+      wandb/          the same numbers for Weights & Biases, where asked for
 
 Only the first process writes. Every path may be a local folder or a bucket.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
-import importlib
 from importlib import metadata
 import json
 import platform
@@ -25,6 +25,7 @@ import jax
 
 from mhr_jax import run_files
 from mhr_jax.errors import UserError
+from mhr_jax.metric_writers import MetricWriter, Writer, open_writer
 from mhr_jax.model_card import ParameterRow as ParameterRow
 from mhr_jax.model_card import RunDescription as RunDescription
 from mhr_jax.model_card import model_card
@@ -32,11 +33,10 @@ from mhr_jax.model_card import parameter_rows as parameter_rows
 from mhr_jax.progress import Progress as Progress
 
 FORMAT_VERSION = 1
-_PROTO = 'tensorboard.compat.proto.'
 
 
 class MetricsWriter:
-  """Writes numbers to `metrics.jsonl` and to TensorBoard.
+  """Writes numbers to `metrics.jsonl`, and to what else is asked for.
 
   A run that resumes drops what was written about the steps it does again: all
   from the first step on that it writes. An interrupted run's file has the
@@ -45,19 +45,26 @@ class MetricsWriter:
   over the steps since it resumed.
   """
 
-  def __init__(self, run_dir: epath.PathLike, *, tensorboard: bool = True):
+  def __init__(
+    self,
+    run_dir: epath.PathLike,
+    *,
+    writers: Sequence[Writer] = ('tensorboard',),
+    settings: Mapping[str, str] | None = None,
+  ):
     """Prepares to write in `run_dir`; nothing is touched before `write`.
 
     Args:
       run_dir: the run folder.
-      tensorboard: also write TensorBoard's event files. They need the
-        `tensorboard` package and no TensorFlow.
+      writers: what else to write, see `metric_writers`.
+      settings: of the run, for those that show some.
     """
     self._run_dir = epath.Path(run_dir)
     self._active = jax.process_index() == 0
-    self._tensorboard = tensorboard
+    self._names = tuple(writers)
+    self._settings = dict(settings or {})
     self._lines: run_files.AppendFile | None = None
-    self._events: _Events | None = None
+    self._writers: list[MetricWriter] = []
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """Writes one line: the step, the time and `values` ('part/name')."""
@@ -69,16 +76,17 @@ class MetricsWriter:
     line = {'step': int(step), 'time': round(time.time(), 3), **numbers}
     self._lines.write((_to_json(line) + '\n').encode())
     self._lines.flush()
-    if self._events is not None:
-      self._events.write(int(step), numbers)
+    for writer in self._writers:
+      writer.write(int(step), numbers)
 
   def _open(self, first_step: int) -> run_files.AppendFile:
     kept = [
       line for line in read_metrics(self._run_dir) if line['step'] < first_step
     ]
-    if self._tensorboard:
-      folder = self._run_dir / run_files.TENSORBOARD_FOLDER
-      self._events = _Events(folder, first_step=first_step)
+    self._writers = [
+      open_writer(name, self._run_dir, first_step, self._settings)
+      for name in self._names
+    ]
     start = ''.join(_to_json(line) + '\n' for line in kept)
     return run_files.open_append(
       self._run_dir / run_files.METRICS_FILE, start=start.encode()
@@ -86,51 +94,16 @@ class MetricsWriter:
 
   def close(self) -> None:
     """Writes what is left and closes the files."""
-    for file in (self._lines, self._events):
-      if file is not None:
-        file.close()
+    if self._lines is not None:
+      self._lines.close()
+    for writer in self._writers:
+      writer.close()
 
   def __enter__(self) -> Self:
     return self
 
   def __exit__(self, *exc_info: Any):
     self.close()
-
-
-class _Events:
-  """TensorBoard's event file through its record writer, which needs no TF."""
-
-  def __init__(self, folder: epath.Path, *, first_step: int):
-    from tensorboard.summary.writer import record_writer
-
-    # protobuf makes these classes at run time: type checkers cannot see them.
-    event_pb2: Any = importlib.import_module(_PROTO + 'event_pb2')
-    summary_pb2: Any = importlib.import_module(_PROTO + 'summary_pb2')
-    self._event = event_pb2.Event
-    self._summary = summary_pb2.Summary
-    name = f'events.out.tfevents.{time.time_ns()}.{platform.node()}'
-    self._records = record_writer.RecordWriter(
-      run_files.open_append(folder / name)
-    )
-    self._add(file_version='brain.Event:2')
-    # TensorBoard hides what earlier files hold from this step on.
-    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-    self._add(step=first_step, session_log=start)
-
-  def _add(self, **fields: Any):
-    event = self._event(wall_time=time.time(), **fields)
-    self._records.write(event.SerializeToString())
-
-  def write(self, step: int, numbers: Mapping[str, float]):
-    values = [
-      self._summary.Value(tag=name, simple_value=value)
-      for name, value in numbers.items()
-    ]
-    self._add(step=step, summary=self._summary(value=values))
-    self._records.flush()
-
-  def close(self):
-    self._records.close()
 
 
 def _to_json(value: Any) -> str:
@@ -175,7 +148,8 @@ class RunLog:
     steps: int,
     *,
     label: str = 'train',
-    tensorboard: bool = True,
+    writers: Sequence[Writer] = ('tensorboard',),
+    settings: Mapping[str, str] | None = None,
     progress: Progress | None = None,
   ):
     """Prepares the display and the files.
@@ -184,14 +158,15 @@ class RunLog:
       run_dir: where to write; None writes nothing.
       steps: of the whole run.
       label: first word of the bar or of each line.
-      tensorboard: see `MetricsWriter`.
+      writers: see `MetricsWriter`.
+      settings: see `MetricsWriter`.
       progress: the display, made by default.
     """
     enabled = jax.process_index() == 0
     self._progress = progress or Progress(steps, label=label, enabled=enabled)
     self._writer: MetricsWriter | None = None
     if run_dir is not None:
-      self._writer = MetricsWriter(run_dir, tensorboard=tensorboard)
+      self._writer = MetricsWriter(run_dir, writers=writers, settings=settings)
 
   def __call__(self, step: int, numbers: Mapping[str, float]) -> None:
     """Takes in the numbers of a step: those of training, or of evaluation."""

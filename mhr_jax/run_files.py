@@ -51,6 +51,7 @@ def write_bytes(path: epath.PathLike, data: bytes) -> None:
     path.write_bytes(data)
     return
   temporary = path.parent / f'.{path.name}.tmp'
+  temporary.unlink(missing_ok=True)  # A link there would be followed.
   temporary.write_bytes(data)
   temporary.replace(path)
 
@@ -235,8 +236,6 @@ def open_append(path: epath.Path, *, start: bytes = b'') -> AppendFile:
   path.parent.mkdir(parents=True, exist_ok=True)
   if is_remote(path):
     return _WholeFile(path, start=start)
-  if start or path.exists():
-    temporary = path.parent / f'.{path.name}.tmp'
-    temporary.write_bytes(start)
-    temporary.replace(path)
+  if start or os.path.lexists(path):
+    write_bytes(path, start)
   return open(path, 'ab')

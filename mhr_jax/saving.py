@@ -16,6 +16,7 @@ from mhr_jax import (
   evaluation,
   fusing,
   run_writing,
+  save_cards,
   serving,
   task_choice,
 )
@@ -242,6 +243,14 @@ def save_bundle(
     f'adapters alone: tasks {config.n_tasks}, skills {config.n_skills}, splits'
     f' {config.n_splits}, {kind}'
   )
+  save_cards.write_card(
+    path,
+    format,
+    bundle.params,
+    what=what,
+    adapters=config,
+    task_table=bundle.task_table,
+  )
   return Saved(str(path), what)
 
 
@@ -270,9 +279,9 @@ def save_model(
     return save_bundle(loaded.bundle, path, format, task, base_model=base_model)
   table = task_choice.known_tasks(model, loaded.task_table)
   if format == 'stablehlo':
-    return _save_programs(loaded, path, task, table)
+    return _with_card(_save_programs(loaded, path, task, table), format, loaded)
   if format == 'run' or (format == 't5x' and whole):
-    return _save_whole(loaded, path, format, dtype)
+    return _with_card(_save_whole(loaded, path, format, dtype), format, loaded)
   chosen = task_choice.choose_one_task(task, model, table)
   backbone, change, what = loaded.params['backbone'], None, 'the backbone'
   if model.adapters is not None:
@@ -290,7 +299,21 @@ def save_model(
     what += _left_out(model.config, t5x.infer_config(written))
   else:
     _write_backbone(loaded, backbone, path, format)
+    save_cards.write_card(path, format, {'backbone': backbone}, what=what)
   return Saved(str(path), what, change)
+
+
+def _with_card(saved: Saved, format: str, loaded: LoadedModel) -> Saved:
+  """Writes the card of a whole model; returns what was saved."""
+  save_cards.write_card(
+    saved.folder,
+    format,
+    loaded.params,
+    what=saved.what,
+    adapters=loaded.model.adapters,
+    task_table=loaded.task_table,
+  )
+  return saved
 
 
 def holds_all(model: RoutedT5, task: str | int | None) -> bool:

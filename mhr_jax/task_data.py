@@ -255,8 +255,7 @@ def _rates(data_dir: str, name: str) -> dict[str, float]:
 
 
 def _is_mixture(data_dir: str, name: str) -> bool:
-  folder = epath.Path(data_dir) / record_format.MIXTURES
-  return (folder / f'{name}.json').exists()
+  return record_format.mixture_file(data_dir, name).exists()
 
 
 def _missing_module(name: str, missing: str) -> str:

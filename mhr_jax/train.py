@@ -57,6 +57,7 @@ _FREE = (
   'settings.keep_every',
   'settings.log_every',
   'settings.save_every',
+  'settings.writers',
   'start_from',
 )
 
@@ -197,7 +198,12 @@ def run_job(
   if jax.process_index() == 0:
     run_files.write_json(job.run_dir / SETTINGS_FILE, values)
   with (
-    reporting.RunLog(job.run_dir, job.settings.steps) as log,
+    reporting.RunLog(
+      job.run_dir,
+      job.settings.steps,
+      writers=job.settings.writers,
+      settings=values,
+    ) as log,
     ReadAhead(job.loader) as batches,
   ):
     log.say(

@@ -8,6 +8,7 @@ import jax
 
 from mhr_jax import routing
 from mhr_jax.errors import UserError
+from mhr_jax.metric_writers import Writer, check_names
 from mhr_jax.train_state import LossNormalisation, check_normalisation
 
 
@@ -36,6 +37,8 @@ class TrainSettings:
     save_every: steps between checkpoints, one more at the end.
     keep: how many of the last checkpoints to keep.
     keep_every: keep also the checkpoints of steps this divides, for good.
+    writers: who gets a run's numbers beside its metrics.jsonl: 'tensorboard',
+      'wandb'.
 
   Raises:
     UserError: a number is out of range.
@@ -54,6 +57,7 @@ class TrainSettings:
   save_every: int = 1000
   keep: int = 3
   keep_every: int | None = None
+  writers: tuple[Writer, ...] = ('tensorboard',)
 
   def __post_init__(self):
     object.__setattr__(self, 'trains', tuple(self.trains))
@@ -65,6 +69,7 @@ class TrainSettings:
         f'anneal_steps is {self.anneal_steps}; from 0 to all {self.steps} steps.'
       )
     check_normalisation(self.loss_normalisation)
+    object.__setattr__(self, 'writers', check_names(self.writers))
     if not self.trains:
       raise UserError('Nothing trains: `trains` is empty.')
 

@@ -19,6 +19,7 @@ from etils import epath
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
+from mhr_jax import file_names
 from mhr_jax.errors import UserError, nearest
 
 PAD_ID = 0
@@ -244,7 +245,8 @@ def from_spec(spec: Mapping[str, Any], folder: epath.PathLike) -> Vocabulary:
   """
   kind, extra_ids = spec['kind'], spec.get('extra_ids', 0)
   if kind == 'sentencepiece':
-    path = epath.Path(folder) / spec['file']
+    where = f'The vocabulary in {folder}'
+    path = file_names.path_inside(folder, spec['file'], where=where)
     vocabulary = SentencePieceVocabulary(path, extra_ids)
   elif kind == 'bytes':
     path, vocabulary = 'the byte vocabulary', ByteVocabulary(extra_ids)

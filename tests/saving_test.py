@@ -196,8 +196,8 @@ def test_programs_are_of_all_tasks_or_of_one(model, tmp_path, monkeypatch):
     'export_stablehlo',
     lambda folder, inner, params, **rest: calls.append(rest),
   )
-  model.save(tmp_path, 'stablehlo')
-  model.save(tmp_path, 'stablehlo', 'upper')
+  model.save(tmp_path / 'all', 'stablehlo')
+  model.save(tmp_path / 'one', 'stablehlo', 'upper')
   assert [call['task_id'] for call in calls] == [None, 2]
   assert calls[0]['task_table'] == toy_text.TASKS
   assert calls[0]['vocabulary'] == toy_text.VOCABULARY

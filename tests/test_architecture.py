@@ -29,6 +29,7 @@ _ROWS = (
     'crossfit_metrics',
     'data.mixing',
     'data.record_format',
+    'file_names',
     'inventories',
     'losses',
     'metric_forms',
@@ -53,7 +54,7 @@ _ROWS = (
     'run_folder',
     'run_writing',
   ),
-  ('reporting',),
+  ('metric_writers', 'reporting'),
   ('evaluation', 'ranking', 'scores'),
   (
     'api',
@@ -61,6 +62,7 @@ _ROWS = (
     'loading',
     'logits_checksum',
     'model_inputs',
+    'save_cards',
     'saving',
     'serving*',
     'task_choice',
@@ -113,7 +115,7 @@ _SEQIO = tuple(
   if 'data.registry' in row or 't5x.*' in row
   for name in row
 )
-_LAZY = ('matplotlib', 'torch', 'transformers', 'peft')
+_LAZY = ('matplotlib', 'torch', 'transformers', 'peft', 'wandb')
 _MAX_FILE, _MAX_FUNCTION = 500, 80
 
 

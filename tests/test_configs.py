@@ -43,7 +43,10 @@ def _command(name: str) -> tuple[str, list[str], list[str]]:
 
 def _parse(files, bindings=()):
   return configuration.parse(
-    files, bindings, configurables=configurables.all_configurables()
+    files,
+    bindings,
+    configurables=configurables.all_configurables(),
+    limits=configurables.safe_limits(),
   )
 
 

@@ -16,7 +16,7 @@ from etils import epath
 import jax.numpy as jnp
 import numpy as np
 
-from mhr_jax import run_files
+from mhr_jax import file_names, run_files
 from mhr_jax.errors import UserError
 
 WHOLE_FILE = 'model.safetensors'
@@ -144,7 +144,8 @@ def find_files(folder: epath.PathLike, whole: str) -> list[epath.Path]:
     The files, in the order of the index; [] where there is neither.
 
   Raises:
-    UserError: the index cannot be read, or names a file that is absent.
+    UserError: the index cannot be read, or names a file that is absent or
+      lies elsewhere.
   """
   folder = epath.Path(folder)
   if (folder / whole).exists():
@@ -155,11 +156,14 @@ def find_files(folder: epath.PathLike, whole: str) -> list[epath.Path]:
   files = run_files.read_json(index).get('weight_map')
   if not isinstance(files, dict) or not files:
     raise UserError(f'{index} has no weight_map of names to files.')
-  names = dict.fromkeys(map(str, files.values()))
-  for name in names:
-    if not (folder / name).exists():
-      raise UserError(f'{folder / name}, which {index.name} names, is absent.')
-  return [folder / name for name in names]
+  found = [
+    file_names.path_inside(folder, name, where=str(index))
+    for name in dict.fromkeys(map(str, files.values()))
+  ]
+  for path in found:
+    if not path.exists():
+      raise UserError(f'{path}, which {index.name} names, is absent.')
+  return found
 
 
 class SafetensorsFiles:

@@ -23,7 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
-from mhr_jax import checkpoints
+from mhr_jax import checkpoints, file_names
 from mhr_jax.errors import UserError
 from mhr_jax.tree_paths import leaves_by_path
 
@@ -252,7 +252,8 @@ def _open_zarr(
 ) -> ts.TensorStore:
   """Opens the array that a spec names, wherever it was when it was written."""
   stored = spec['kvstore'].get('path') or spec.get('path', '')
-  beside = folder / stored.rstrip('/').rpartition('/')[2]
+  name = stored.rstrip('/').rpartition('/')[2]
+  beside = file_names.path_inside(folder, name, where=str(folder / _MSGPACK))
   found = {'driver': 'zarr', 'kvstore': _kvstore(beside)}
   with checkpoints.explained(str(beside)):
     return ts.open(found, read=True, context=context).result()

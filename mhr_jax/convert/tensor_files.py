@@ -52,5 +52,6 @@ def write_tensors(path: epath.PathLike, tensors: Mapping[str, Any]) -> None:
     path.write_bytes(safetensors.numpy.save(arrays, metadata=_METADATA))
     return
   temporary = path.parent / f'.{path.name}.tmp'
+  temporary.unlink(missing_ok=True)  # A link there would be followed.
   safetensors.numpy.save_file(arrays, temporary, metadata=_METADATA)
   temporary.replace(path)

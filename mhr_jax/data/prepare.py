@@ -252,13 +252,12 @@ def _is_local(path: epath.Path) -> bool:
 def _write_mixture(
   data_dir: epath.Path, name: str, rates: registry.TaskRates
 ) -> None:
-  folder = data_dir / record_format.MIXTURES
-  folder.mkdir(parents=True, exist_ok=True)
+  path = record_format.mixture_file(data_dir, name)
+  path.parent.mkdir(parents=True, exist_ok=True)
   text = json.dumps(dataclasses.asdict(rates), indent=1)
-  path = folder / f'{name}.json'
   if path.exists() and path.read_text() == text:
     return
-  partial = folder / f'{name}.{uuid.uuid4().hex}.partial'
+  partial = path.parent / f'{path.name}.{uuid.uuid4().hex}.partial'
   partial.write_text(text)
   partial.replace(path)
 

@@ -23,6 +23,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
+from mhr_jax import file_names
 from mhr_jax.errors import UserError
 
 # 2: answer choices and the label of the right one.
@@ -74,6 +75,12 @@ def dataset_name(task: str) -> str:
 def task_folder(data_dir: epath.PathLike, task: str) -> epath.Path:
   """Returns the folder that holds (or will hold) a prepared task."""
   return epath.Path(data_dir) / dataset_name(task) / DATASET_VERSION
+
+
+def mixture_file(data_dir: epath.PathLike, mixture: str) -> epath.Path:
+  """Returns the file that holds (or will hold) a prepared mixture."""
+  name = file_names.as_file_name(mixture)
+  return epath.Path(data_dir) / MIXTURES / f'{name}.json'
 
 
 def features() -> tfds.features.FeaturesDict:

@@ -20,6 +20,8 @@ from mhr_jax.data.tokens import Lengths, TokenTable
 from mhr_jax.errors import UserError, nearest
 from mhr_jax.vocabulary import Vocabulary, from_spec
 
+_FEATURES_FILE = 'features.json'
+_FEATURES_OF = 'tensorflow_datasets.'
 _READ_AT_ONCE = 4096
 
 
@@ -76,6 +78,7 @@ class TaskSource:
     self.task = task
     self.split = split
     folder = record_format.task_folder(task.data_dir, task.name)
+    _check_features(folder)
     builder = tfds.builder_from_directory(folder)
     try:
       self._raw: Any = builder.as_data_source(
@@ -279,9 +282,9 @@ def open_mixture(data_dir: epath.PathLike, name: str) -> Mixture:
   Raises:
     UserError: the mixture is not there.
   """
-  folder = epath.Path(data_dir) / record_format.MIXTURES
-  path = folder / f'{name}.json'
+  path = record_format.mixture_file(data_dir, name)
   if not path.exists():
+    folder = path.parent
     found = [each.stem for each in folder.iterdir()] if folder.exists() else []
     raise UserError(
       f'Mixture {name!r} is not prepared in {data_dir}: run'
@@ -313,6 +316,24 @@ def write_lengths(data_dir: epath.PathLike, task: str) -> None:
     lengths = opened.source(split).measure()
     with (folder / f'lengths_{split}.npz').open('wb') as file:
       np.savez(file, **dataclasses.asdict(lengths))
+
+
+def _check_features(folder: epath.Path) -> None:
+  """Refuses features whose class tensorflow-datasets would import by name."""
+  path = folder / _FEATURES_FILE
+  pending: list[Any] = [run_files.read_json(path)]
+  while pending:
+    node = pending.pop()
+    if isinstance(node, dict):
+      for key in ('pythonClassName', 'type'):
+        kind = node.get(key)
+        if isinstance(kind, str) and not kind.startswith(_FEATURES_OF):
+          raise UserError(
+            f'{path} has a feature of the class {kind!r}, which prepared data'
+            ' never has, and which would be imported: prepare it again.'
+          )
+    if isinstance(node, dict | list):
+      pending += node.values() if isinstance(node, dict) else node
 
 
 def _chunks(n: int) -> Iterator[tuple[int, int]]:

@@ -20,7 +20,7 @@ from mhr_jax.task_table import TaskTable
 
 def _write_run(folder, lines):
   run_files.write_json(folder / run_files.RUN_FILE, {'method': folder.name})
-  with reporting.MetricsWriter(folder, tensorboard=False) as writer:
+  with reporting.MetricsWriter(folder, writers=()) as writer:
     for step, numbers in lines.items():
       writer.write(step, numbers)
 

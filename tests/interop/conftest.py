@@ -46,3 +46,9 @@ def rouge():
 def nano_moe():
   """nano-moe-jax."""
   return _library('nano_moe')
+
+
+@pytest.fixture(scope='session')
+def wandb():
+  """Weights & Biases' client."""
+  return _library('wandb')
