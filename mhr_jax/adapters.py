@@ -26,6 +26,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, PyTree
 from mhr_jax import inventories, routing
 from mhr_jax.errors import UserError, nearest
 from mhr_jax.inventories import AdapterKind, mix_adapter
+from mhr_jax.setting_checks import check_fields
 
 Adapters = PyTree[Float[Array, '...']]
 
@@ -100,9 +101,8 @@ class AdapterConfig:
     targets = self.targets
     targets = (targets,) if isinstance(targets, str) else tuple(targets)
     object.__setattr__(self, 'targets', targets)
-    for name in ('n_tasks', 'n_skills', 'n_splits', 'rank'):
-      if getattr(self, name) < 1:
-        raise UserError(f'{name} is {getattr(self, name)}; at least 1.')
+    counts = ('n_tasks', 'n_skills', 'n_splits', 'rank')
+    check_fields(self, least=dict.fromkeys(counts, 1), above={'alpha': 0})
     if self.router_scope not in routing.ROUTER_SCOPES:
       hint = nearest(self.router_scope, routing.ROUTER_SCOPES)
       raise UserError(f'There is no router_scope {self.router_scope!r}.{hint}')

@@ -27,6 +27,7 @@ from mhr_jax.errors import UserError
 from mhr_jax.model import RoutedT5
 from mhr_jax.progress import Progress
 from mhr_jax.ranking import ChoiceSettings
+from mhr_jax.setting_checks import check_fields
 from mhr_jax.t5.decoding import DecodingSettings
 from mhr_jax.vocabulary import Vocabulary
 
@@ -60,12 +61,7 @@ class EvaluationSettings:
 
   def __post_init__(self):
     object.__setattr__(self, 'metrics', tuple(self.metrics))
-    if self.adapter not in ('task', 'average'):
-      raise UserError(f"adapter is 'task' or 'average', not {self.adapter!r}.")
-    if self.task_ids not in ('right', 'shuffled'):
-      raise UserError(
-        f"task_ids is 'right' or 'shuffled', not {self.task_ids!r}."
-      )
+    check_fields(self)
     if self.decoding is None and not self.ranks:
       raise UserError(
         f'The metrics {", ".join(self.metrics)} score texts, which need'

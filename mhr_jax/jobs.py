@@ -24,6 +24,7 @@ from mhr_jax.evaluation import EvaluationSettings, make_evaluate
 from mhr_jax.methods import Method
 from mhr_jax.model import MixIn, RoutedT5
 from mhr_jax.optim import OptimizerSettings
+from mhr_jax.setting_checks import check_fields
 from mhr_jax.t5.config import T5Config
 from mhr_jax.task_data import TaskData
 from mhr_jax.task_table import TaskTable
@@ -49,6 +50,9 @@ class HeldBackSettings:
   limit: int | None = 20
   batch_size: int = 64
   texts: EvaluationSettings | None = None
+
+  def __post_init__(self):
+    check_fields(self, least={'limit': 1, 'batch_size': 1})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

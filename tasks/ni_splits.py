@@ -31,12 +31,13 @@ import functools
 import hashlib
 import json
 import random
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from etils import epath
 import numpy as np
 
 from mhr_jax.errors import UserError, nearest
+from mhr_jax.setting_checks import check_fields
 from mhr_jax.tasks import ni_files
 from mhr_jax.tasks.ni_files import OFFICIAL_TEST, Role, Track
 
@@ -74,15 +75,8 @@ class SplitSettings:
 
   def __post_init__(self):
     object.__setattr__(self, 'few_shot_seeds', tuple(self.few_shot_seeds))
-    for name, known in (
-      ('order', get_args(Order)),
-      ('shortfall', get_args(Shortfall)),
-    ):
-      value = getattr(self, name)
-      if value not in known:
-        raise UserError(
-          f'There is no {name} {value!r}.{nearest(str(value), known)}'
-        )
+    counts = ('max_train_instances', 'few_shot_pool', 'test_instances')
+    check_fields(self, least=dict.fromkeys(counts, 1))
 
   @classmethod
   def of(cls, options: 'SplitSettings | Mapping[str, Any] | None'):

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, Literal, NamedTuple
 
-from mhr_jax import errors
+from mhr_jax import errors, setting_checks
 
 Dtype = Literal['float32', 'bfloat16', 'float64']
 Remat = Literal['none', 'full']
@@ -23,6 +23,8 @@ _SIZE_FIELDS = (
   'num_encoder_layers',
   'num_decoder_layers',
 )
+# Beyond any T5: a mistyped or damaged file would be worked on for hours.
+_LARGEST_SIZE, _MOST_LAYERS = 2**24, 2**12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,12 +119,16 @@ class T5Config:
 
 
 def _check_sizes(config: T5Config) -> None:
-  for name in _SIZE_FIELDS:
-    value = getattr(config, name)
-    if not isinstance(value, int) or value < 1:
-      raise errors.UserError(
-        f'{name} must be a positive whole number, not {value!r}.'
-      )
+  setting_checks.check_fields(
+    config,
+    least=dict.fromkeys(_SIZE_FIELDS, 1),
+    most=dict.fromkeys(_SIZE_FIELDS, _LARGEST_SIZE)
+    | dict.fromkeys(('num_encoder_layers', 'num_decoder_layers'), _MOST_LAYERS),
+    below={'dropout_rate': 1}
+    | dict.fromkeys(
+      ('pad_id', 'eos_id', 'decoder_start_token_id'), config.vocab_size
+    ),
+  )
   buckets = config.relative_attention_num_buckets
   if buckets < 4 or buckets % 2:
     raise errors.UserError(
@@ -133,10 +139,6 @@ def _check_sizes(config: T5Config) -> None:
     raise errors.UserError(
       'relative_attention_max_distance must exceed half the buckets '
       f'({buckets // 2}), not {config.relative_attention_max_distance}.'
-    )
-  if not 0.0 <= config.dropout_rate < 1.0:
-    raise errors.UserError(
-      f'dropout_rate must lie in [0, 1), not {config.dropout_rate!r}.'
     )
 
 

@@ -287,11 +287,11 @@ def test_parts_of_a_split(build):
 @pytest.mark.parametrize(
   'options, message',
   [
-    ({'batch_size': 0}, 'batch_size must be at least 1'),
-    ({'packing': 'tight'}, "Unknown packing 'tight'"),
-    ({'objective': 'lm'}, "Unknown objective 'lm'"),
-    ({'reference': 'last'}, "Unknown reference 'last'"),
-    ({'rates': 'fair'}, "Unknown rates 'fair'"),
+    ({'batch_size': 0}, 'batch_size is 0; at least 1'),
+    ({'packing': 'tight'}, "packing is 'tight'; one of 'none'"),
+    ({'objective': 'lm'}, "objective is 'lm'; one of"),
+    ({'reference': 'last'}, "reference is 'last'; one of"),
+    ({'rates': 'fair'}, "rates is 'fair'; one of"),
     ({'length_buckets': [(4, 4)]}, "need packing = 'length_buckets'"),
     (
       {'packing': 'length_buckets', 'length_buckets': [(99, 4)]},
