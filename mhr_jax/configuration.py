@@ -204,7 +204,7 @@ class _Reader:
     shown = _shown(path, name)
     self.files.append(shown)
     self._open.append(path)
-    self.read_text(path.read_text(), shown)
+    self.read_text(_text_of(path, shown), shown)
     self._open.pop()
 
   def read_text(self, text: str, name: str) -> None:
@@ -267,6 +267,18 @@ class _Reader:
         context.get_configurable(statement.selector)
 
 
+def _text_of(path: epath.Path, shown: str) -> str:
+  content = path.read_bytes()
+  try:
+    return content.decode('utf-8')
+  except UnicodeDecodeError as error:
+    line = content.count(b'\n', 0, error.start) + 1
+    raise UserError(
+      f'{shown}:{line}: no text in UTF-8: {error.reason} at byte'
+      f' {error.start}. Write the file again as UTF-8.'
+    ) from None
+
+
 def _line_of(error: Exception) -> int | None:
   """Returns the line that gin says it was at."""
   if isinstance(error, SyntaxError):
@@ -315,7 +327,7 @@ def _files_that_set(macro: str, search_paths: Sequence[str]) -> list[str]:
   return [
     name
     for name, path in _gin_files(search_paths)
-    if pattern.search(path.read_text())
+    if pattern.search(path.read_bytes().decode('utf-8', 'replace'))
   ]
 
 

@@ -4,8 +4,11 @@ The command line prints a `UserError` as one short message and exits with
 code 2; every other exception is a bug of ours and keeps its traceback.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+import contextlib
 import difflib
+
+_SAID = 200
 
 
 class UserError(ValueError):
@@ -36,3 +39,37 @@ def nearest(name: str, known: Iterable[str], *, limit: int = 8) -> str:
     return ' There are none.'
   more = f', … ({len(names)} in all)' if len(names) > limit else ''
   return f' There are: {", ".join(names[:limit])}{more}.'
+
+
+@contextlib.contextmanager
+def blaming(where: object, form: str) -> Iterator[None]:
+  """Blames a file where taking it apart fails, instead of our code.
+
+  For files of others, whose parts may be anything: only around what reads
+  them.
+
+  Args:
+    where: the file or folder.
+    form: what it should have been, such as 'a tokenizer of transformers'.
+
+  Raises:
+    UserError: a part is absent or of another kind; names it as Python does.
+  """
+  try:
+    yield
+  except UserError:
+    raise
+  except (
+    AttributeError,
+    IndexError,
+    KeyError,
+    OverflowError,
+    RecursionError,
+    TypeError,
+    ValueError,
+  ) as error:
+    said = ' '.join(str(error).split())[:_SAID]
+    raise UserError(
+      f'{where} is not {form}: {type(error).__name__}: {said}. It was altered,'
+      ' or something else wrote it.'
+    ) from error

@@ -190,7 +190,7 @@ def open_few_shot_tasks(
     opened = records.open_tasks(
       data_dir,
       test_tasks[task.name],
-      vocabulary_fingerprint=task.vocabulary_spec['fingerprint'],
+      vocabulary_fingerprint=task.vocabulary_fingerprint,
     )
     return tuple(other.source(test_split) for other in opened)
 

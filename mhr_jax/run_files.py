@@ -17,6 +17,7 @@ from etils import epath
 import jax
 import numpy as np
 
+from mhr_jax import json_text
 from mhr_jax.errors import UserError
 
 METRICS_FILE = 'metrics.jsonl'
@@ -90,8 +91,8 @@ def read_json(path: epath.PathLike, kind: type = dict) -> Any:
   """
   path = epath.Path(path)
   try:
-    value = json.loads(path.read_text())
-  except (FileNotFoundError, NotADirectoryError):
+    value = json_text.parse(path.read_bytes())
+  except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
     raise UserError(
       f'{path} is absent. It was not copied with the rest, or removed.'
     ) from None

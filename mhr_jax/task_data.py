@@ -25,7 +25,7 @@ from etils import epath
 
 from mhr_jax import run_files
 from mhr_jax.data import record_format, records
-from mhr_jax.errors import UserError
+from mhr_jax.errors import UserError, blaming
 
 DEFAULT_DATA_DIR = 'data_cache'
 MADE_FROM = 'made_from'
@@ -189,10 +189,11 @@ def _first_change(data: TaskData) -> str | None:
     if not path.exists():
       continue
     made = run_files.read_json(path)
-    if made['modules'] != asked:
+    with blaming(path, 'what `mhr-jax prepare` wrote'):
       changed = _changed_options(made['modules'], asked)
+    if made['modules'] != asked:
       return f'{name} was prepared with other {changed}'
-    if made['tasks'] != _fingerprints(data.data_dir, name):
+    if made.get('tasks') != _fingerprints(data.data_dir, name):
       return f'Tasks of {name} were since prepared with other options'
   return None
 

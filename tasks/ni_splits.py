@@ -29,7 +29,6 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 import hashlib
-import json
 import random
 from typing import Any, Literal
 
@@ -218,7 +217,7 @@ def _counts(folder: str, track: Track) -> dict[tuple[Role, str], int]:
   roles: tuple[tuple[Role, int], ...] = (('train', 0), ('test', OFFICIAL_TEST))
   for role, left_out in roles:
     for path in ni_files.list_tasks(epath.Path(folder), role, track):
-      instances = json.loads(path.read_text())['Instances']
+      instances = ni_files.read_task_file(path)['Instances']
       counts[role, path.stem] = max(0, len(instances) - left_out)
   return counts
 

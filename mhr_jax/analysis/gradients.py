@@ -51,7 +51,7 @@ from mhr_jax import evaluation, partitioning, run_files
 from mhr_jax.analysis import unit_gradients
 from mhr_jax.data import mixing, ordered, records
 from mhr_jax.data.batching import Batch
-from mhr_jax.errors import UserError
+from mhr_jax.errors import UserError, blaming
 from mhr_jax.model import RoutedT5
 from mhr_jax.setting_checks import check_fields
 from mhr_jax.task_table import TaskTable
@@ -254,7 +254,11 @@ def load_alignment(run_dir: epath.PathLike) -> dict[int, dict[str, float]]:
   path = epath.Path(run_dir) / ALIGNMENT_FILE
   if not path.exists():
     return {}
-  return {int(step): of for step, of in run_files.read_json(path).items()}
+  with blaming(path, 'what `mhr-jax align` wrote'):
+    return {
+      int(step): {name: float(value) for name, value in of.items()}
+      for step, of in run_files.read_json(path).items()
+    }
 
 
 _add_trees = functools.partial(jax.tree.map, jnp.add)

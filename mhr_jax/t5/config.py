@@ -92,8 +92,8 @@ class T5Config:
   def __post_init__(self) -> None:
     # Lists come from gin and json; a hashable config can be a static argument.
     object.__setattr__(self, 'mlp_activations', tuple(self.mlp_activations))
-    _check_sizes(self)
     _check_choices(self)
+    _check_sizes(self)
 
   @property
   def joined_kv(self) -> int:
@@ -175,10 +175,10 @@ def _check_choices(config: T5Config) -> None:
   if not config.mlp_activations:
     raise errors.UserError('mlp_activations must name at least one.')
   for activation in config.mlp_activations:
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
       raise errors.UserError(
         f'mlp_activations: {activation!r} is not known.'
-        f'{errors.nearest(activation, ACTIVATIONS)}'
+        f'{errors.nearest(str(activation), ACTIVATIONS)}'
       )
 
 
