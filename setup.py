@@ -50,6 +50,7 @@ _EXTRAS = {
   'cuda12': ['jax[cuda12]>=0.10,<0.12'],
   'tpu': ['jax[tpu]>=0.10,<0.12'],
   'dev': [
+    'hypothesis>=6.150',
     'pre-commit>=4',
     'pyrefly>=1.4,<1.5',
     'pytest>=9',

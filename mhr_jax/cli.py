@@ -14,9 +14,8 @@ import sys
 from typing import Any, NoReturn
 
 from mhr_jax import command_flags
-from mhr_jax.errors import UserError
+from mhr_jax.errors import UserError, shorten
 
-_MAX_LINES = 5
 _EXAMPLES = """\
 three commands to begin with:
   mhr-jax study --gin_file=presets/quickstart.gin
@@ -40,10 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.command_line = shlex.join(['mhr-jax', *argv])
     options.run(options)
   except UserError as error:
-    lines = str(error).splitlines()
-    if len(lines) > _MAX_LINES:
-      lines = [*lines[: _MAX_LINES - 1], '…']
-    print('mhr-jax: ' + '\n'.join(lines), file=sys.stderr)
+    print(f'mhr-jax: {shorten(str(error))}', file=sys.stderr)
     return 2
   except BrokenPipeError:  # `mhr-jax tasks | head`
     sys.stderr.close()

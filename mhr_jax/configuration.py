@@ -40,6 +40,7 @@ from mhr_jax.configuration_values import (
   resolve,
 )
 from mhr_jax.errors import UserError, nearest
+from mhr_jax.setting_checks import SettingError
 
 # What gin raises for a mistake in a file; anything else is a bug.
 _GIN_ERRORS = (
@@ -76,11 +77,13 @@ class Configuration:
       UserError: a required argument is not configured, or the function or
         what it is given raised one.
     """
-    self.resolve(function, given=arguments)
+    resolved = self.resolve(function, given=arguments)
     try:
       return gin.get_configurable(function)(**arguments)
     except UserError as error:
       message = str(error).split('\n  In call to configurable')[0]
+      if isinstance(error, SettingError):
+        message = f'{resolved.place_of(error.setting)}{message}'
       raise UserError(message) from error
 
   def resolve(

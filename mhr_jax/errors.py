@@ -73,3 +73,16 @@ def blaming(where: object, form: str) -> Iterator[None]:
       f'{where} is not {form}: {type(error).__name__}: {said}. It was altered,'
       ' or something else wrote it.'
     ) from error
+
+
+def shorten(message: str, *, most: int = 5) -> str:
+  """Returns at most so many lines of a message; the last has the remedy.
+
+  >>> shorten('a\\nb\\nc\\nd\\ne\\nf\\ng').splitlines()
+  ['a', 'b', 'c', '… (3 lines more)', 'g']
+  """
+  lines = message.splitlines()
+  if len(lines) > most:
+    left = len(lines) - most + 1
+    lines = [*lines[: most - 2], f'… ({left} lines more)', lines[-1]]
+  return '\n'.join(lines)

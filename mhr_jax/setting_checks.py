@@ -25,6 +25,18 @@ _KINDS: dict[Any, tuple[type, str]] = {
 }
 
 
+class SettingError(UserError):
+  """A field of settings has a value that cannot be.
+
+  Attributes:
+    setting: class and field, such as 'TrainSettings.steps'.
+  """
+
+  def __init__(self, setting: str, message: str):
+    super().__init__(message)
+    self.setting = setting
+
+
 def check_fields(
   settings: Any,
   *,
@@ -49,7 +61,7 @@ def check_fields(
     signed: fields that may be negative.
 
   Raises:
-    UserError: names the class, the field, the value and what is wanted.
+    SettingError: names class, field and value, and says what is wanted.
   """
   least = dict(least or {})
   for name, hint in _hints(type(settings)).items():
@@ -77,7 +89,7 @@ def check_count(name: str, value: Any, *, least: int = 1) -> None:
     least: the lowest value.
 
   Raises:
-    UserError: it is no whole number, or too low.
+    SettingError: it is no whole number, or too low.
   """
   if value is not None:
     _check(name, value, int, _Bounds(least))
@@ -87,7 +99,7 @@ def check_finite(name: str, value: Any) -> None:
   """Checks an argument that is any number; None passes.
 
   Raises:
-    UserError: it is no number, or not finite.
+    SettingError: it is no number, or not finite.
   """
   if value is not None:
     _check(name, value, float, _Bounds())
@@ -126,7 +138,7 @@ def _check(name: str, value: Any, hint: Any, bounds: _Bounds) -> None:
   problems = list(_problems(value, hint, bounds))
   # Of a union one part must fit; a part that is not known fits anything.
   if problems and all(problems):
-    raise UserError(f'{name} is {value!r}; {problems[0]}.')
+    raise SettingError(name, f'{name} is {value!r}; {problems[0]}.')
 
 
 def _problems(value: Any, hint: Any, bounds: _Bounds) -> Iterator[str | None]:
