@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from mhr_jax import command_flags
 from mhr_jax.errors import UserError, shorten
+from mhr_jax.setting_checks import check_count
 
 _EXAMPLES = """\
 three commands to begin with:
@@ -290,6 +291,7 @@ def _run_tasks(options: argparse.Namespace) -> None:
 
   data = _task_data(options, ())
   if options.show:
+    check_count('--n', options.n)
     print(
       task_listing.show_examples(
         data, options.show, split=options.split, n=options.n

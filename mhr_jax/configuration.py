@@ -13,6 +13,7 @@ packaged files is not used: it needs `importlib.util`, which it never imports.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
+import graphlib
 import importlib.util
 import io
 import pathlib
@@ -85,6 +86,11 @@ class Configuration:
       if isinstance(error, SettingError):
         message = f'{resolved.place_of(error.setting)}{message}'
       raise UserError(message) from error
+    except RecursionError as error:
+      raise UserError(
+        f'A value of {", ".join(self.files) or COMMAND_LINE} refers to itself:'
+        ' `f.x = @f()` never ends.'
+      ) from error
 
   def resolve(
     self,
@@ -236,7 +242,7 @@ class _Reader:
       except _GIN_ERRORS as error:
         raise explain(
           error,
-          place(_line_of(error) or number),
+          place(_line_of(error) or _first_filled(lines, number)),
           symbols=context._symbol_table,
           registered=_registered(),
           find=lambda selector: context.get_configurable(selector).wrapped,
@@ -282,6 +288,12 @@ def _text_of(path: epath.Path, shown: str) -> str:
     ) from None
 
 
+def _first_filled(lines: Sequence[str], number: int) -> int:
+  """Returns the first line from `number` on with something in it."""
+  filled = (i for i in range(number, len(lines) + 1) if lines[i - 1].strip())
+  return next(filled, number)
+
+
 def _line_of(error: Exception) -> int | None:
   """Returns the line that gin says it was at."""
   if isinstance(error, SyntaxError):
@@ -322,6 +334,28 @@ def _check_macros(
           f'{macro} is not set.{typo} It is used at {place}.'
           f' Add {hint}`{binding_flag(macro)}`.'
         )
+  _check_circles(places)
+
+
+def _check_circles(places: Mapping[Key, Place]) -> None:
+  """Raises for macros that are set to each other."""
+  graph = {
+    scope: {
+      '/'.join(reference.scopes)
+      for reference in references(gin_config._CONFIG[scope, MACRO]['value'])
+      if is_macro(reference)
+    }
+    for scope, selector, _ in places
+    if selector == MACRO
+  }
+  try:
+    graphlib.TopologicalSorter(graph).prepare()
+  except graphlib.CycleError as error:
+    circle = error.args[1]
+    raise UserError(
+      f'{places[circle[0], MACRO, "value"]}: {" = ".join(circle)} is a circle:'
+      ' set one of them to a value.'
+    ) from None
 
 
 def _files_that_set(macro: str, search_paths: Sequence[str]) -> list[str]:

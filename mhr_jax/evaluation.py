@@ -21,8 +21,8 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Int32
 import numpy as np
 
-from mhr_jax import adapters, partitioning, ranking, scores
-from mhr_jax.data.ordered import EvalBatch
+from mhr_jax import adapters, metrics, partitioning, ranking, scores
+from mhr_jax.data.ordered import EvalBatch, report_cuts
 from mhr_jax.errors import UserError
 from mhr_jax.model import RoutedT5
 from mhr_jax.progress import Progress
@@ -62,6 +62,9 @@ class EvaluationSettings:
   def __post_init__(self):
     object.__setattr__(self, 'metrics', tuple(self.metrics))
     check_fields(self)
+    for name in self.metrics:
+      if name not in (scores.ACCURACY, *scores.BASELINES, scores.OWN_METRIC):
+        metrics.check_name(name)
     if self.decoding is None and not self.ranks:
       raise UserError(
         f'The metrics {", ".join(self.metrics)} score texts, which need'
@@ -139,6 +142,7 @@ def evaluate_generation(
     UserError: there is nothing to evaluate, no routing to shuffle, or an
       instance without choices to rank.
   """
+  batches = report_cuts(batches)
   predictions = predict(
     model, params, batches, vocabulary, settings=settings, progress=progress
   )

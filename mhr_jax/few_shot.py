@@ -4,14 +4,21 @@ A cell holds everything that does not depend on the method, so that all
 methods see the same examples in the same order, and nothing is built twice.
 """
 
+import collections
 from collections.abc import Mapping, Sequence
 import dataclasses
+import itertools
 
 from etils import epath
 import numpy as np
 
 from mhr_jax.data import few_shot, records
-from mhr_jax.data.ordered import EvalBatch, ExampleSource, eval_batches
+from mhr_jax.data.ordered import (
+  EvalBatch,
+  ExampleSource,
+  eval_batches,
+  report_cuts,
+)
 from mhr_jax.errors import UserError
 from mhr_jax.setting_checks import check_fields
 
@@ -226,6 +233,10 @@ def build_cells(
     cells += [
       _build_cell(task, seed, test, settings) for seed in settings.seeds
     ]
+  # Seeds share their tests.
+  tests = {id(cell.test): cell.test for cell in cells}.values()
+  shots = (cell.shots for cell in cells)
+  collections.deque(report_cuts(itertools.chain(*tests, *shots)), maxlen=0)
   return cells
 
 

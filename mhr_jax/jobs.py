@@ -198,6 +198,11 @@ def build_job(
     UserError: settings do not fit each other, the data or the devices.
   """
   row = methods.get_method(method)
+  if mixture.batch_size % settings.accumulation:
+    raise UserError(
+      f'TrainSettings.accumulation is {settings.accumulation}, which does not'
+      f' divide MixtureSettings.batch_size, {mixture.batch_size}.'
+    )
   _check_start(row, backbone_from, start_from)
   if backbone_from is not None:
     backbones.check_backbone(backbone_from, backbone)
@@ -309,6 +314,7 @@ def _check_start(
     if folder is not None and not epath.Path(folder).exists():
       raise UserError(f'{name}: there is no folder {folder}.')
   if start_from is not None:
+    run_folder.read_model(start_from)  # says so where it is no run
     run_folder.check_pretraining(start_from, method)
 
 

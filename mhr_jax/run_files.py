@@ -52,8 +52,11 @@ def write_bytes(path: epath.PathLike, data: bytes) -> None:
     path.write_bytes(data)
     return
   temporary = path.parent / f'.{path.name}.tmp'
-  temporary.write_bytes(data)
-  temporary.replace(path)
+  try:
+    temporary.write_bytes(data)
+    temporary.replace(path)
+  finally:  # A folder of that name, or a full disk: nothing is left behind.
+    temporary.unlink(missing_ok=True)
 
 
 def write_json(path: epath.PathLike, value: Any) -> None:

@@ -13,7 +13,7 @@ import numbers
 import types
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from mhr_jax.errors import UserError
+from mhr_jax.errors import UserError, nearest
 
 Bounds = Mapping[str, float]
 
@@ -138,7 +138,8 @@ def _check(name: str, value: Any, hint: Any, bounds: _Bounds) -> None:
   problems = list(_problems(value, hint, bounds))
   # Of a union one part must fit; a part that is not known fits anything.
   if problems and all(problems):
-    raise SettingError(name, f'{name} is {value!r}; {problems[0]}.')
+    end = '' if problems[0].endswith('?') else '.'
+    raise SettingError(name, f'{name} is {value!r}; {problems[0]}{end}')
 
 
 def _problems(value: Any, hint: Any, bounds: _Bounds) -> Iterator[str | None]:
@@ -177,7 +178,9 @@ def _problem_of_plain(value: Any, hint: Any, bounds: _Bounds) -> str | None:
 def _problem_of_literal(value: Any, known: tuple[Any, ...]) -> str | None:
   if isinstance(value, str | int) and value in known:
     return None
-  return f'one of {", ".join(map(repr, known))} is wanted'
+  hint = nearest(str(value), map(str, known), limit=0)
+  meant = f'.{hint}' if 'Did you mean' in hint else ''
+  return f'one of {", ".join(map(repr, known))} is wanted{meant}'
 
 
 def _is_sequence(origin: Any) -> bool:

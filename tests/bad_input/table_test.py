@@ -47,11 +47,11 @@ def spoiled(good, tmp_path, request):
 def _clean():
   """What the rows of this process leave behind is taken away."""
   modules = set(sys.modules)
-  registries = _registries()
-  kept = [dict(each._REGISTRY) for each in registries]
+  kept = {each: dict(each._REGISTRY) for each in _registries()}
   yield
   gin.clear_config()
-  for each, entries in zip(registries, kept, strict=True):
+  for each in _registries():
+    entries = kept.get(each, {})
     each._REGISTRY.clear()
     each._REGISTRY.update(entries)
   for name in {'bad', 'failing'} & (set(sys.modules) - modules):
@@ -59,7 +59,10 @@ def _clean():
 
 
 def _registries():
-  seqio = pytest.importorskip('seqio')
+  if 'seqio' not in sys.modules:
+    return ()
+  import seqio
+
   return seqio.TaskRegistry, seqio.MixtureRegistry
 
 

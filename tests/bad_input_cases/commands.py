@@ -120,10 +120,10 @@ CASES = (
   Case(
     'no such gin file',
     ('show', 'runs/multi_tsk.gin'),
-    ("'runs/multi_tsk.gin'", "'runs/multi_task.gin'"),
+    ("'runs/multi_tsk.gin'", "runs/multi_task.gin'"),
     sample=True,
   ),
-  Case('no such gin folder', ('show', 'runs/mhr.gin'), ("'methods/mhr.gin'",)),
+  Case('no such gin folder', ('show', 'runs/mhr.gin'), ("methods/mhr.gin'",)),
   Case('a binding without a value', ('train', '--gin.STEPS'), ('NAME=value',)),
   Case(
     'a string without quotes',
@@ -145,7 +145,7 @@ CASES = (
   Case(
     'a macro that is not set',
     ('show', 'runs/multi_task.gin'),
-    ('BACKBONE is not set', 'runs/multi_task.gin:', '--gin_file=configs/m'),
+    ('BACKBONE is not set', 'runs/multi_task.gin:', '--gin_file=toy.gin'),
   ),
   Case(
     'a required value',
@@ -211,9 +211,7 @@ CASES = (
     (
       'study',
       'presets/quickstart.gin',
-      *gin_flags(
-        **{'study.Study.methods': '("mhrx",)', 'METHODS': '("mhrx",)'}
-      ),
+      *gin_flags(**{'Study.methods': '("mhrx",)'}),
     ),
     ("'mhrx'", "'mhr"),
   ),

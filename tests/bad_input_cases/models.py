@@ -70,7 +70,7 @@ _CONVERSIONS = (
   Case(
     'a folder that is taken',
     ('convert', 'backbone', 'ni', '--format=native'),
-    ('ni', 'new folder'),
+    ('ni', 'new or empty folder'),
   ),
   Case(
     'a task of a bare model',
@@ -235,7 +235,7 @@ _T5X = (
   Case(
     'T5X: the list of arrays cut',
     _convert('t5x'),
-    ('_METADATA',),
+    ('t5x/checkpoint_0/state', 'copy it again'),
     cut('t5x/checkpoint_0/state/_METADATA'),
   ),
   Case(

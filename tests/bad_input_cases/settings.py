@@ -48,7 +48,7 @@ _OF_TRAIN = (
   ('T5Config.num_heads', '-2', 'num_heads is -2; at least 1'),
   ('T5Config.num_encoder_layers', '10**9', 'num_encoder_layers'),
   ('T5Config.mlp_activations', '("gelo",)', "Did you mean 'gelu'"),
-  ('train.train.mesh_shape', '(3, 5)', '15'),
+  ('train.train.mesh_shape', '(3, 5)', 'data=3 × model=5 does not fit'),
   ('train.train.mix_in', '"middle"', "'middle'"),
   ('train.train.split', '"trian"', "'trian'"),
   ('HeldBackSettings.limit', '0', 'limit is 0; at least 1'),

@@ -352,14 +352,14 @@ _PREPARED = (
   Case(
     'prepared data of another vocabulary',
     evaluate(),
-    ("'one'", 'vocabulary'),
+    ("'copy'", 'vocabulary'),
     both(
       *(
         edit_json(
           f'data_cache/{name}/1.0.0/mhr_jax.json',
           vocabulary={'kind': 'bytes', 'fingerprint': 'f'},
         )
-        for name in ('one', 'two')
+        for name in ('copy', 'first')
       )
     ),
   ),

@@ -1,6 +1,6 @@
 """A folder with one good thing of every kind, for cases to spoil.
 
-data_cache/  prepared: tasks one, two and new, the mixture both
+data_cache/  prepared: one, two, new and the run's, the mixture both
 backbone/ adapter/ run/            of ours, of one toy model
 hf/ t5x/ poly/ lora/ mttl.safetensors torch.bin
 ni/ crossfit/ t0/ p3/              task files
@@ -70,7 +70,7 @@ def build(folder: pathlib.Path, write_task, write_mixture) -> None:
 
 def _write_prepared(folder, write_task, write_mixture):
   sizes = {'train': 12, 'validation': 4, 'test': 4, 'few_shot': 8}
-  for name in ('one', 'two', 'new'):
+  for name in ('one', 'two', 'new', *toy_text.TASKS.names):
     write_task(folder, name, vocabulary=toy_text.VOCABULARY, **sizes)
   write_mixture(folder, 'both', ('one', 'two'), (1.0, 1.0))
 
