@@ -138,8 +138,9 @@ def _check(name: str, value: Any, hint: Any, bounds: _Bounds) -> None:
   problems = list(_problems(value, hint, bounds))
   # Of a union one part must fit; a part that is not known fits anything.
   if problems and all(problems):
-    end = '' if problems[0].endswith('?') else '.'
-    raise SettingError(name, f'{name} is {value!r}; {problems[0]}{end}')
+    problem = str(problems[0])
+    end = '' if problem.endswith('?') else '.'
+    raise SettingError(name, f'{name} is {value!r}; {problem}{end}')
 
 
 def _problems(value: Any, hint: Any, bounds: _Bounds) -> Iterator[str | None]:
