@@ -16,7 +16,7 @@ import dataclasses
 import hashlib
 import json
 import logging
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol
 
 from etils import epath
 import jax
@@ -69,9 +69,6 @@ class SoupSettings:
   file: str | None = None
 
   def __post_init__(self):
-    if self.space not in get_args(Space):
-      hint = nearest(str(self.space), get_args(Space))
-      raise UserError(f'There is no space {self.space!r}.{hint}')
     check_fields(self, least={'n_nearest': 1, 'n_examples': 1})
     if (self.space == 'file') != (self.file is not None):
       raise UserError(

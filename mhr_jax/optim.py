@@ -11,7 +11,7 @@ them all:
 
 from collections.abc import Mapping
 import dataclasses
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -110,8 +110,6 @@ class OptimizerSettings:
   decay_rate: float = -0.8
 
   def __post_init__(self):
-    _check_name('optimizer', self.name, get_args(OptimizerName))
-    _check_name('schedule', self.schedule, get_args(ScheduleName))
     for field, defaults in (
       ('learning_rates', _LEARNING_RATES),
       ('weight_decay', _WEIGHT_DECAY),

@@ -12,8 +12,6 @@ Stack = Literal['encoder', 'decoder']
 
 ACTIVATIONS = ('gelu', 'relu', 'silu', 'linear')
 _DTYPES = ('float32', 'bfloat16', 'float64')
-_REMATS = ('none', 'full')
-_RELATIVE_POSITIONS = ('stack', 'layer')
 _SIZE_FIELDS = (
   'vocab_size',
   'emb_dim',
@@ -162,16 +160,6 @@ def check_dtype(dtype: str) -> None:
 
 def _check_choices(config: T5Config) -> None:
   check_dtype(config.dtype)
-  choices = {
-    'remat': _REMATS,
-    'relative_positions': _RELATIVE_POSITIONS,
-  }
-  for name, known in choices.items():
-    value = getattr(config, name)
-    if value not in known:
-      raise errors.UserError(
-        f'{name} {value!r} is not known.{errors.nearest(str(value), known)}'
-      )
   if not config.mlp_activations:
     raise errors.UserError('mlp_activations must name at least one.')
   for activation in config.mlp_activations:
