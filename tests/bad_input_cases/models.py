@@ -371,7 +371,7 @@ _RUNS = (
   Case(
     'a vocabulary that is no more',
     _predict(),
-    ('spec.json',),
+    ('spec.json', 'kind'),
     write('run/vocabulary/spec.json', '{"kind": 3}'),
   ),
   Case(

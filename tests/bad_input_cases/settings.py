@@ -46,7 +46,7 @@ _OF_TRAIN = (
   ('T5Config.dtype', '"bf16"', "dtype 'bf16' is not known"),
   ('T5Config.dropout_rate', '1.5', 'dropout_rate is 1.5; below 1'),
   ('T5Config.num_heads', '-2', 'num_heads is -2; at least 1'),
-  ('T5Config.num_encoder_layers', '10**9', 'num_encoder_layers'),
+  ('T5Config.num_encoder_layers', '1000000000', 'at most 4096'),
   ('T5Config.mlp_activations', '("gelo",)', "Did you mean 'gelu'"),
   ('train.train.mesh_shape', '(3, 5)', 'data=3 × model=5 does not fit'),
   ('train.train.mix_in', '"middle"', "'middle'"),

@@ -40,6 +40,7 @@ def _t0(**options: str) -> tuple[str, ...]:
 
 def _p3(**options: str) -> tuple[str, ...]:
   given = {'part': '"heldout"', 'templates': '"templates"', **options}
+  given |= {'datasets': '("super_glue_copa",)'}
   return prepare('p3', 't0_heldout', folder='"p3"', **given)
 
 
@@ -127,7 +128,9 @@ _NATURAL_INSTRUCTIONS = (
   ),
   Case('sentinels that cannot be', _ni(extra_ids='-1'), ('extra_ids is -1',)),
   Case(
-    'more sentinels than can be', _ni(extra_ids='10**9'), ('extra_ids is 1',)
+    'more sentinels than can be',
+    _ni(extra_ids='1000000000'),
+    ('extra_ids is 1',),
   ),
   Case(
     'references of another version',
@@ -195,7 +198,7 @@ _OTHERS = (
   Case(
     'T0: templates that are no YAML',
     _t0(),
-    ('templates.yaml:2', 'not YAML'),
+    ('templates.yaml:3', 'not YAML'),
     write(f'{_COPA}/templates.yaml', 'templates:\n  a: [\n'),
   ),
   Case(
@@ -254,7 +257,7 @@ _OTHERS = (
     ('validation.tfrecord', 'is damaged'),
     both(
       _templates_of_p3,
-      cut('p3/super_glue_copa_a_plain/validation.tfrecord-00000-of-00001'),
+      cut('p3/super_glue_copa_a_plain/validation.tfrecord-00000-of-00001', 0.7),
     ),
   ),
   Case(

@@ -99,11 +99,12 @@ def _write_models(folder):
 
 
 def _write_tasks(folder):
-  for part in ('train', 'test'):
-    path = folder / 'ni' / 'splits' / 'default' / f'{part}_tasks.txt'
+  ni = folder / 'ni'
+  for part, task in (('train', 'task1_capitals'), ('test', 'task2_rivers')):
+    path = ni / 'splits' / 'default' / f'{part}_tasks.txt'
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text('task1_capitals\n')
-  run_files.write_json(folder / 'ni' / 'tasks' / 'task1_capitals.json', NI_TASK)
+    path.write_text(f'{task}\n')
+    run_files.write_json(ni / 'tasks' / f'{task}.json', NI_TASK)
   for seed in (13, 21):
     for part in ('train', 'dev', 'test'):
       path = folder / 'crossfit' / 'copa' / f'copa_16_{seed}_{part}.tsv'
