@@ -4,7 +4,8 @@ BIN := .venv/bin
 SHELL := /bin/bash
 JOBS ?= 2
 
-.PHONY: setup quickstart lint types test test-slow test-interop test-t5x dist-test audit clean
+.PHONY: setup quickstart lint types test test-slow test-interop test-t5x \
+  test-bad-input test-fuzz dist-test audit clean
 
 setup: .venv/setup.stamp
 
@@ -41,6 +42,17 @@ test-slow: setup
 test-interop: .venv/interop.stamp
 	MHR_JAX_REQUIRE_INTEROP=1 $(BIN)/python -m pytest -q -rs -n $(JOBS) \
 	  --dist=loadfile --durations=20 -m 'interop or parity'
+
+# Every mistake of the table as a user makes it, each answered within 15 s.
+test-bad-input: setup
+	MHR_JAX_BAD_INPUT_SECONDS=15 $(BIN)/python -m pytest -q --durations=5 \
+	  -n $(JOBS) -m slow tests/bad_input
+
+# Readers on spoiled files; FUZZ_EXAMPLES of every kind, drawn anew.
+FUZZ_EXAMPLES ?= 1000
+test-fuzz: setup
+	MHR_JAX_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest -q \
+	  -n $(JOBS) --durations=10 tests/fuzz
 
 # T5X_DIR=<checkout of google-research/t5x> make test-t5x
 test-t5x: .venv/t5x.stamp

@@ -57,6 +57,7 @@ _EXTRAS = {
   'audit': ['pip-audit>=2.10'],
   'dev': [
     'build>=1.6',
+    'hypothesis>=6.150',
     'pre-commit>=4',
     'pyrefly>=1.4,<1.5',
     'pytest>=9',

@@ -35,6 +35,7 @@ from mhr_jax.few_shot import Cell
 from mhr_jax.methods import Method
 from mhr_jax.model import RoutedT5
 from mhr_jax.progress import Progress
+from mhr_jax.setting_checks import check_fields
 from mhr_jax.side_by_side import (
   LossSettings,
   Trained,
@@ -74,10 +75,7 @@ class AdaptationSettings:
   keep: Literal['nothing', 'trained'] = 'nothing'
 
   def __post_init__(self):
-    if self.side_by_side < 1:
-      raise UserError(f'side_by_side is {self.side_by_side}; at least 1.')
-    if self.keep not in ('nothing', 'trained'):
-      raise UserError(f"keep is 'nothing' or 'trained', not {self.keep!r}.")
+    check_fields(self, least={'side_by_side': 1})
 
 
 @dataclasses.dataclass(frozen=True)

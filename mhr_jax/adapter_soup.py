@@ -16,7 +16,7 @@ import dataclasses
 import hashlib
 import json
 import logging
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol
 
 from etils import epath
 import jax
@@ -29,6 +29,7 @@ from mhr_jax.data import few_shot, ordered, records
 from mhr_jax.data.ordered import EvalBatch, ExampleSource
 from mhr_jax.errors import UserError, nearest
 from mhr_jax.model import RoutedT5
+from mhr_jax.setting_checks import check_fields
 from mhr_jax.task_embeddings import Space, TaskEmbeddings, Tokens, Vector
 from mhr_jax.task_table import TaskTable
 
@@ -68,16 +69,7 @@ class SoupSettings:
   file: str | None = None
 
   def __post_init__(self):
-    if self.space not in get_args(Space):
-      hint = nearest(str(self.space), get_args(Space))
-      raise UserError(f'There is no space {self.space!r}.{hint}')
-    if self.weights not in ('equal', 'similarity'):
-      raise UserError(
-        f"weights is 'equal' or 'similarity', not {self.weights!r}."
-      )
-    for name in ('n_nearest', 'n_examples'):
-      if getattr(self, name) < 1:
-        raise UserError(f'{name} is {getattr(self, name)}; at least 1.')
+    check_fields(self, least={'n_nearest': 1, 'n_examples': 1})
     if (self.space == 'file') != (self.file is not None):
       raise UserError(
         f"space='file' and a file go together; space is {self.space!r}, file"

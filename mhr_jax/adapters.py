@@ -26,6 +26,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, PyTree
 from mhr_jax import inventories, routing
 from mhr_jax.errors import UserError, nearest
 from mhr_jax.inventories import AdapterKind, mix_adapter
+from mhr_jax.setting_checks import check_fields
 
 Adapters = PyTree[Float[Array, '...']]
 
@@ -89,26 +90,16 @@ class AdapterConfig:
   kind: AdapterKind = 'low_rank'
 
   def __post_init__(self):
-    if self.kind not in inventories.ADAPTER_KINDS:
-      hint = nearest(self.kind, inventories.ADAPTER_KINDS)
-      raise UserError(f'There is no kind of adapter {self.kind!r}.{hint}')
+    targets = self.targets
+    targets = (targets,) if isinstance(targets, str) else tuple(targets)
+    object.__setattr__(self, 'targets', targets)
+    counts = ('n_tasks', 'n_skills', 'n_splits', 'rank')
+    check_fields(self, least=dict.fromkeys(counts, 1), above={'alpha': 0})
     if self.kind == 'ia3' and (self.rank, self.alpha) != (1, 1):
       raise UserError(
         f"kind='ia3' has no rank and no alpha, and rank={self.rank},"
         f' alpha={self.alpha} are set: leave both out.'
       )
-    targets = self.targets
-    targets = (targets,) if isinstance(targets, str) else tuple(targets)
-    object.__setattr__(self, 'targets', targets)
-    for name in ('n_tasks', 'n_skills', 'n_splits', 'rank'):
-      if getattr(self, name) < 1:
-        raise UserError(f'{name} is {getattr(self, name)}; at least 1.')
-    if self.router_scope not in routing.ROUTER_SCOPES:
-      hint = nearest(self.router_scope, routing.ROUTER_SCOPES)
-      raise UserError(f'There is no router_scope {self.router_scope!r}.{hint}')
-    if self.router_init not in routing.ROUTER_INITS:
-      hint = nearest(self.router_init, routing.ROUTER_INITS)
-      raise UserError(f'There is no router_init {self.router_init!r}.{hint}')
     if self.mixing_form.shared_skill and self.n_skills == 1:
       raise UserError(
         'shared_skill=True keeps one skill on for all tasks, and n_skills is'

@@ -30,7 +30,7 @@ from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
-from mhr_jax.errors import UserError
+from mhr_jax.setting_checks import check_fields
 
 # Keeps the unlikelihood of a token of probability 1 finite.
 _ROOM = 0.01
@@ -55,10 +55,7 @@ class ChoiceLoss:
   length_norm: float = 1.0
 
   def __post_init__(self):
-    for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
-      if value < 0:
-        raise UserError(f'{field.name} is {value}; at least 0.')
+    check_fields(self)
 
 
 class Parts(NamedTuple):

@@ -14,9 +14,9 @@ import sys
 from typing import Any, NoReturn
 
 from mhr_jax import command_flags
-from mhr_jax.errors import UserError
+from mhr_jax.errors import UserError, shorten
+from mhr_jax.setting_checks import check_count
 
-_MAX_LINES = 5
 _EXAMPLES = """\
 three commands to begin with:
   mhr-jax study --gin_file=presets/quickstart.gin
@@ -40,10 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.command_line = shlex.join(['mhr-jax', *argv])
     options.run(options)
   except UserError as error:
-    lines = str(error).splitlines()
-    if len(lines) > _MAX_LINES:
-      lines = [*lines[: _MAX_LINES - 1], '…']
-    print('mhr-jax: ' + '\n'.join(lines), file=sys.stderr)
+    print(f'mhr-jax: {shorten(str(error))}', file=sys.stderr)
     return 2
   except BrokenPipeError:  # `mhr-jax tasks | head`
     sys.stderr.close()
@@ -300,6 +297,7 @@ def _run_tasks(options: argparse.Namespace) -> None:
 
   data = _task_data(options, ())
   if options.show:
+    check_count('--n', options.n)
     print(
       task_listing.show_examples(
         data, options.show, split=options.split, n=options.n

@@ -34,6 +34,7 @@ from mhr_jax.evaluation import EvaluationSettings
 from mhr_jax.few_shot import FewShotSettings
 from mhr_jax.progress import Progress
 from mhr_jax.scores import ACCURACY, BASELINES, Scores
+from mhr_jax.setting_checks import check_count
 from mhr_jax.t5.decoding import DecodingSettings
 from mhr_jax.task_data import TaskData
 from mhr_jax.task_table import TaskTable
@@ -81,6 +82,9 @@ def evaluate(
     UserError: the run, a task or a split is not there, or the run's routing
       does not know a task.
   """
+  _check_sizes(input_length, target_length, step)
+  check_count('batch_size', batch_size)
+  check_count('limit', limit)
   run = _load(run_dir, step, 'shapes' if mode == 'dry_run' else 'values')
   found = data.resolve()
   sources = _open_sources(data, found, run, split)
@@ -148,6 +152,7 @@ def align(
     UserError: the run, a task or a split is not there, or the run's routing
       does not know a task.
   """
+  _check_sizes(input_length, target_length, step)
   run = _load(run_dir, step)
   found = data.resolve()
   table = TaskTable(found.tasks)
@@ -427,6 +432,15 @@ def _load(
 ) -> run_folder.Run:
   read = run_folder.load_run if what == 'values' else run_folder.open_run
   return read(run_dir, step, mesh=partitioning.make_mesh())
+
+
+def _check_sizes(
+  input_length: int, target_length: int, step: int | None
+) -> None:
+  """Refuses lengths that hold no token beside EOS, and negative steps."""
+  check_count('input_length', input_length, least=2)
+  check_count('target_length', target_length, least=2)
+  check_count('step', step, least=0)
 
 
 def _routes(run: run_folder.Run) -> bool:

@@ -13,6 +13,7 @@ packaged files is not used: it needs `importlib.util`, which it never imports.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
+import graphlib
 import importlib.util
 import io
 import pathlib
@@ -41,6 +42,7 @@ from mhr_jax.configuration_values import (
   resolve,
 )
 from mhr_jax.errors import UserError, nearest
+from mhr_jax.setting_checks import SettingError
 
 # What gin raises for a mistake in a file; anything else is a bug.
 _GIN_ERRORS = (
@@ -77,12 +79,19 @@ class Configuration:
       UserError: a required argument is not configured, or the function or
         what it is given raised one.
     """
-    self.resolve(function, given=arguments)
+    resolved = self.resolve(function, given=arguments)
     try:
       return gin.get_configurable(function)(**arguments)
     except UserError as error:
       message = str(error).split('\n  In call to configurable')[0]
+      if isinstance(error, SettingError):
+        message = f'{resolved.place_of(error.setting)}{message}'
       raise UserError(message) from error
+    except RecursionError as error:
+      raise UserError(
+        f'A value of {", ".join(self.files) or COMMAND_LINE} refers to itself:'
+        ' `f.x = @f()` never ends.'
+      ) from error
 
   def resolve(
     self,
@@ -210,7 +219,7 @@ class _Reader:
     shown = _shown(path, name)
     self.files.append(shown)
     self._open.append(path)
-    self.read_text(path.read_text(), shown)
+    self.read_text(_text_of(path, shown), shown)
     self._open.pop()
 
   def read_text(self, text: str, name: str) -> None:
@@ -239,7 +248,7 @@ class _Reader:
       except _GIN_ERRORS as error:
         raise explain(
           error,
-          place(_line_of(error) or number),
+          place(_line_of(error) or _first_filled(lines, number)),
           symbols=context._symbol_table,
           registered=_registered(),
           find=lambda selector: context.get_configurable(selector).wrapped,
@@ -284,6 +293,24 @@ class _Reader:
       ) from error
 
 
+def _text_of(path: epath.Path, shown: str) -> str:
+  content = path.read_bytes()
+  try:
+    return content.decode('utf-8')
+  except UnicodeDecodeError as error:
+    line = content.count(b'\n', 0, error.start) + 1
+    raise UserError(
+      f'{shown}:{line}: no text in UTF-8: {error.reason} at byte'
+      f' {error.start}. Write the file again as UTF-8.'
+    ) from None
+
+
+def _first_filled(lines: Sequence[str], number: int) -> int:
+  """Returns the first line from `number` on with something in it."""
+  filled = (i for i in range(number, len(lines) + 1) if lines[i - 1].strip())
+  return next(filled, number)
+
+
 def _line_of(error: Exception) -> int | None:
   """Returns the line that gin says it was at."""
   if isinstance(error, SyntaxError):
@@ -324,6 +351,28 @@ def _check_macros(
           f'{macro} is not set.{typo} It is used at {place}.'
           f' Add {hint}`{binding_flag(macro)}`.'
         )
+  _check_circles(places)
+
+
+def _check_circles(places: Mapping[Key, Place]) -> None:
+  """Raises for macros that are set to each other."""
+  graph = {
+    scope: {
+      '/'.join(reference.scopes)
+      for reference in references(gin_config._CONFIG[scope, MACRO]['value'])
+      if is_macro(reference)
+    }
+    for scope, selector, _ in places
+    if selector == MACRO
+  }
+  try:
+    graphlib.TopologicalSorter(graph).prepare()
+  except graphlib.CycleError as error:
+    circle = error.args[1]
+    raise UserError(
+      f'{places[circle[0], MACRO, "value"]}: {" = ".join(circle)} is a circle:'
+      ' set one of them to a value.'
+    ) from None
 
 
 def _files_that_set(macro: str, search_paths: Sequence[str]) -> list[str]:
@@ -332,7 +381,7 @@ def _files_that_set(macro: str, search_paths: Sequence[str]) -> list[str]:
   return [
     name
     for name, path in _gin_files(search_paths)
-    if pattern.search(path.read_text())
+    if pattern.search(path.read_bytes().decode('utf-8', 'replace'))
   ]
 
 

@@ -56,6 +56,20 @@ class Resolved:
     """Returns the text of each value by its key."""
     return {setting.key: setting.text for setting in self.settings}
 
+  def place_of(self, setting: str) -> str:
+    """Returns 'file:line: ' where a setting was set; '' where that is unsure.
+
+    Args:
+      setting: a parameter of a class or function, 'TrainSettings.steps'.
+    """
+    tail = setting if '.' in setting else f'.{setting}'
+    origins = {
+      each.origin
+      for each in self.settings
+      if each.key.endswith(tail) and each.origin != 'default'
+    }
+    return f'{origins.pop()}: ' if len(origins) == 1 else ''
+
   def to_text(self) -> str:
     """Returns a gin file of all values, each with its origin as a comment."""
     lines = ['from __gin__ import dynamic_registration']

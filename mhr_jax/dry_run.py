@@ -14,6 +14,7 @@ import numpy as np
 
 from mhr_jax import optim, partitioning
 from mhr_jax.data import ordered, records
+from mhr_jax.data.loader import describe_cuts
 from mhr_jax.jobs import Job
 from mhr_jax.train_state import make_train_step, plan_state
 
@@ -107,14 +108,9 @@ def _data_lines(job: Job) -> Iterator[str]:
     f'epoch        {loader.steps_per_epoch:,} steps; {job.settings.steps:,}'
     f' steps are {epochs:.2f} epochs'
   )
-  cut = [row for row in loader.report() if row.cut_inputs or row.cut_targets]
-  if cut:
-    inputs = sum(row.cut_inputs for row in cut)
-    targets = sum(row.cut_targets for row in cut)
-    yield (
-      f'cut          {inputs:,} inputs and {targets:,} targets are too long,'
-      f' in {len(cut)} tasks'
-    )
+  cuts = describe_cuts(loader.report())
+  if cuts:
+    yield f'cut          {cuts}'
 
 
 def _example_lines(job: Job) -> Iterator[str]:

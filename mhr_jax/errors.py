@@ -4,8 +4,11 @@ The command line prints a `UserError` as one short message and exits with
 code 2; every other exception is a bug of ours and keeps its traceback.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+import contextlib
 import difflib
+
+_SAID = 200
 
 
 class UserError(ValueError):
@@ -36,3 +39,50 @@ def nearest(name: str, known: Iterable[str], *, limit: int = 8) -> str:
     return ' There are none.'
   more = f', … ({len(names)} in all)' if len(names) > limit else ''
   return f' There are: {", ".join(names[:limit])}{more}.'
+
+
+@contextlib.contextmanager
+def blaming(where: object, form: str) -> Iterator[None]:
+  """Blames a file where taking it apart fails, instead of our code.
+
+  For files of others, whose parts may be anything: only around what reads
+  them.
+
+  Args:
+    where: the file or folder.
+    form: what it should have been, such as 'a tokenizer of transformers'.
+
+  Raises:
+    UserError: a part is absent or of another kind; names it as Python does.
+  """
+  try:
+    yield
+  except UserError:
+    raise
+  except (
+    AttributeError,
+    IndexError,
+    KeyError,
+    OverflowError,
+    RecursionError,
+    TypeError,
+    ValueError,
+  ) as error:
+    said = ' '.join(str(error).split())[:_SAID]
+    raise UserError(
+      f'{where} is not {form}: {type(error).__name__}: {said}. It was altered,'
+      ' or something else wrote it.'
+    ) from error
+
+
+def shorten(message: str, *, most: int = 5) -> str:
+  """Returns at most so many lines of a message; the last has the remedy.
+
+  >>> shorten('a\\nb\\nc\\nd\\ne\\nf\\ng').splitlines()
+  ['a', 'b', 'c', '… (3 lines more)', 'g']
+  """
+  lines = message.splitlines()
+  if len(lines) > most:
+    left = len(lines) - most + 1
+    lines = [*lines[: most - 2], f'… ({left} lines more)', lines[-1]]
+  return '\n'.join(lines)

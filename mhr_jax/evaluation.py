@@ -21,12 +21,13 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Int32
 import numpy as np
 
-from mhr_jax import adapters, partitioning, ranking, scores
-from mhr_jax.data.ordered import EvalBatch
+from mhr_jax import adapters, metrics, partitioning, ranking, scores
+from mhr_jax.data.ordered import EvalBatch, report_cuts
 from mhr_jax.errors import UserError
 from mhr_jax.model import RoutedT5
 from mhr_jax.progress import Progress
 from mhr_jax.ranking import ChoiceSettings
+from mhr_jax.setting_checks import check_fields
 from mhr_jax.t5.decoding import DecodingSettings
 from mhr_jax.vocabulary import Vocabulary
 
@@ -60,12 +61,10 @@ class EvaluationSettings:
 
   def __post_init__(self):
     object.__setattr__(self, 'metrics', tuple(self.metrics))
-    if self.adapter not in ('task', 'average'):
-      raise UserError(f"adapter is 'task' or 'average', not {self.adapter!r}.")
-    if self.task_ids not in ('right', 'shuffled'):
-      raise UserError(
-        f"task_ids is 'right' or 'shuffled', not {self.task_ids!r}."
-      )
+    check_fields(self)
+    for name in self.metrics:
+      if name not in (scores.ACCURACY, *scores.BASELINES, scores.OWN_METRIC):
+        metrics.check_name(name)
     if self.decoding is None and not self.ranks:
       raise UserError(
         f'The metrics {", ".join(self.metrics)} score texts, which need'
@@ -143,6 +142,7 @@ def evaluate_generation(
     UserError: there is nothing to evaluate, no routing to shuffle, or an
       instance without choices to rank.
   """
+  batches = report_cuts(batches)
   predictions = predict(
     model, params, batches, vocabulary, settings=settings, progress=progress
   )

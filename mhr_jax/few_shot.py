@@ -4,16 +4,23 @@ A cell holds everything that does not depend on the method, so that all
 methods see the same examples in the same order, and nothing is built twice.
 """
 
+import collections
 from collections.abc import Mapping, Sequence
 import dataclasses
-from typing import get_args
+import itertools
 
 from etils import epath
 import numpy as np
 
 from mhr_jax.data import few_shot, records
-from mhr_jax.data.ordered import EvalBatch, ExampleSource, eval_batches
+from mhr_jax.data.ordered import (
+  EvalBatch,
+  ExampleSource,
+  eval_batches,
+  report_cuts,
+)
 from mhr_jax.errors import UserError
+from mhr_jax.setting_checks import check_fields
 
 Source = records.TaskSource | ExampleSource
 Batch = Mapping[str, np.ndarray]
@@ -58,11 +65,11 @@ class FewShotSettings:
 
   def __post_init__(self):
     object.__setattr__(self, 'seeds', tuple(self.seeds))
-    for name in ('steps', 'batch_size', 'test_batch_size'):
-      if getattr(self, name) < 1:
-        raise UserError(f'{name} is {getattr(self, name)}; at least 1.')
-    if self.forms not in get_args(few_shot.Forms):
-      raise UserError(f"forms is 'all' or 'one_each', not {self.forms!r}.")
+    counts = ('steps', 'batch_size', 'test_batch_size', 'test_limit', 'shots')
+    check_fields(
+      self,
+      least=dict.fromkeys(counts, 1) | {'input_length': 2, 'target_length': 2},
+    )
     if len(set(self.seeds)) != len(self.seeds) or not self.seeds:
       raise UserError(f'seeds must be different numbers, not {self.seeds}.')
 
@@ -190,7 +197,7 @@ def open_few_shot_tasks(
     opened = records.open_tasks(
       data_dir,
       test_tasks[task.name],
-      vocabulary_fingerprint=task.vocabulary_spec['fingerprint'],
+      vocabulary_fingerprint=task.vocabulary_fingerprint,
     )
     return tuple(other.source(test_split) for other in opened)
 
@@ -226,6 +233,10 @@ def build_cells(
     cells += [
       _build_cell(task, seed, test, settings) for seed in settings.seeds
     ]
+  # Seeds share their tests.
+  tests = {id(cell.test): cell.test for cell in cells}.values()
+  shots = (cell.shots for cell in cells)
+  collections.deque(report_cuts(itertools.chain(*tests, *shots)), maxlen=0)
   return cells
 
 

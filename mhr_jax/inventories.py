@@ -16,13 +16,12 @@ ce4ca51d.
 """
 
 from collections.abc import Mapping
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol
 
 from jax import numpy as jnp
 from jaxtyping import Array, Float
 
 AdapterKind = Literal['low_rank', 'ia3']
-ADAPTER_KINDS: tuple[str, ...] = get_args(AdapterKind)
 
 SCALE = 'scale'
 """The leaf of (IA)³: what each output feature is multiplied by."""

@@ -30,6 +30,7 @@ from mhr_jax.evaluation import EvaluationSettings, make_evaluate
 from mhr_jax.methods import Method
 from mhr_jax.model import MixIn, RoutedT5
 from mhr_jax.optim import OptimizerSettings
+from mhr_jax.setting_checks import check_fields
 from mhr_jax.t5.config import T5Config
 from mhr_jax.task_data import TaskData
 from mhr_jax.task_table import TaskTable
@@ -55,6 +56,9 @@ class HeldBackSettings:
   limit: int | None = 20
   batch_size: int = 64
   texts: EvaluationSettings | None = None
+
+  def __post_init__(self):
+    check_fields(self, least={'limit': 1, 'batch_size': 1})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -201,6 +205,11 @@ def build_job(
   """
   metric_writers.check_installed(settings.writers)
   row = methods.get_method(method)
+  if mixture.batch_size % settings.accumulation:
+    raise UserError(
+      f'TrainSettings.accumulation is {settings.accumulation}, which does not'
+      f' divide MixtureSettings.batch_size, {mixture.batch_size}.'
+    )
   _check_start(row, backbone_from, start_from)
   if backbone_from is not None:
     backbones.check_backbone(backbone_from, backbone)
@@ -312,6 +321,7 @@ def _check_start(
     if folder is not None and not epath.Path(folder).exists():
       raise UserError(f'{name}: there is no folder {folder}.')
   if start_from is not None:
+    run_folder.read_model(start_from)  # says so where it is no run
     run_folder.check_pretraining(start_from, method)
 
 

@@ -11,7 +11,7 @@ them all:
 
 from collections.abc import Mapping
 import dataclasses
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ import optax
 
 from mhr_jax import adafactor
 from mhr_jax.errors import UserError, nearest
+from mhr_jax.setting_checks import check_fields
 from mhr_jax.tree_paths import names_of
 
 LABELS = ('backbone', 'adapters', 'routers')
@@ -33,11 +34,18 @@ _UNDECAYED_LEAVES = ('scale', 'bias')
 
 @dataclasses.dataclass(frozen=True)
 class PerLabel:
-  """One number for each label."""
+  """One number for each label.
+
+  Raises:
+    UserError: one is negative or not finite.
+  """
 
   backbone: float
   adapters: float
   routers: float
+
+  def __post_init__(self):
+    check_fields(self)
 
   def as_dict(self) -> dict[str, float]:
     """Returns the numbers by label."""
@@ -102,26 +110,26 @@ class OptimizerSettings:
   decay_rate: float = -0.8
 
   def __post_init__(self):
-    _check_name('optimizer', self.name, get_args(OptimizerName))
-    _check_name('schedule', self.schedule, get_args(ScheduleName))
     for field, defaults in (
       ('learning_rates', _LEARNING_RATES),
       ('weight_decay', _WEIGHT_DECAY),
     ):
       value = getattr(self, field)
       if not isinstance(value, PerLabel):
+        if not isinstance(value, Mapping):
+          raise UserError(
+            f'OptimizerSettings.{field} is {value!r}; numbers by label are'
+            f" wanted, such as {{'adapters': 1e-3}}."
+          )
         value = defaults.updated(value)
-      if min(value.as_dict().values()) < 0:
-        raise UserError(f'{field} must not be negative: {value}.')
       object.__setattr__(self, field, value)
-    if not 0 <= self.warmup_proportion <= 1:
-      raise UserError(
-        f'warmup_proportion is a share, 0 to 1, not {self.warmup_proportion}.'
-      )
-    if self.clip_norm is not None and self.clip_norm <= 0:
-      raise UserError(
-        f'clip_norm must be above 0, not {self.clip_norm}; None clips nothing.'
-      )
+    check_fields(
+      self,
+      most={'warmup_proportion': 1},
+      above={'clip_norm': 0, 'clip_threshold': 0, 'eps': 0},
+      below={'b1': 1, 'b2': 1, 'momentum': 1, 'decay_rate': 0},
+      signed=('decay_rate',),
+    )
 
 
 def _check_name(what: str, name: str, known: tuple[str, ...]):

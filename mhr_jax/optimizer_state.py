@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from mhr_jax import checkpoints, optim, run_files, run_folder
-from mhr_jax.errors import UserError
+from mhr_jax.errors import UserError, blaming
 from mhr_jax.model import RoutedT5
 from mhr_jax.optim import OptimizerSettings
 from mhr_jax.tree_paths import leaves_by_path
@@ -167,8 +167,9 @@ def read_from_run(
   facts = checkpoints.read_metadata(run_dir, step)
   if 'optimizer' not in facts:
     return None
-  trains = facts['settings']['trains']
   where = f'{run_dir}, step {step}'
+  with blaming(where, 'a checkpoint of a run'):
+    trains = facts['settings']['trains']
   description = _from_json(facts['optimizer'], trains, where=where)
   state = checkpoints.read_optimizer(
     run_dir, step, description.abstract_state(model)
@@ -204,7 +205,8 @@ def read_description(path: epath.Path) -> OptimizerDescription | None:
 def _from_json(
   settings: Mapping[str, Any], trains: Any, *, where: str
 ) -> OptimizerDescription:
-  found = run_folder.settings_from_json(
-    OptimizerSettings, settings, where=where
-  )
-  return OptimizerDescription(found, tuple(trains))
+  with blaming(where, 'a description of an optimizer'):
+    found = run_folder.settings_from_json(
+      OptimizerSettings, settings, where=where
+    )
+    return OptimizerDescription(found, tuple(trains))

@@ -15,6 +15,7 @@ from mhr_jax import choice_losses, scores
 from mhr_jax.data import batching
 from mhr_jax.data.ordered import EvalBatch, EvalRecord
 from mhr_jax.errors import UserError
+from mhr_jax.setting_checks import check_fields
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,8 +34,7 @@ class ChoiceSettings:
   length_norm: float = 1.0
 
   def __post_init__(self):
-    if self.length_norm < 0:
-      raise UserError(f'length_norm is {self.length_norm}; at least 0.')
+    check_fields(self)
 
 
 def choice_widths(batches: Sequence[EvalBatch]) -> tuple[int, int]:

@@ -23,7 +23,7 @@ from typing import Any, Self
 from etils import epath
 import jax
 
-from mhr_jax import run_files
+from mhr_jax import json_text, run_files
 from mhr_jax.errors import UserError
 from mhr_jax.metric_writers import MetricWriter, Writer, open_writer
 from mhr_jax.model_card import ParameterRow as ParameterRow
@@ -121,11 +121,11 @@ def read_metrics(run_dir: epath.PathLike) -> list[dict[str, Any]]:
   path = epath.Path(run_dir) / run_files.METRICS_FILE
   if not path.exists():
     return []
-  lines = path.read_text().splitlines()
+  lines = path.read_bytes().decode('utf-8', 'replace').splitlines()
   found = []
   for number, line in enumerate(lines, start=1):
     try:
-      found.append(json.loads(line))
+      found.append(json_text.parse(line))
     except json.JSONDecodeError as error:
       if number == len(lines):
         break

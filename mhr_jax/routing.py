@@ -46,7 +46,6 @@ LAYERED_SCOPES = frozenset({'module', 'layer', 'block'})
 """The scopes whose routers differ from layer to layer of the network."""
 
 RouterInit = Literal['uniform', 'normal']
-ROUTER_INITS: tuple[str, ...] = get_args(RouterInit)
 RowInit = Literal['uniform', 'mean', 'zeros']
 
 LOGITS = 'routing_logits'

@@ -17,6 +17,7 @@ from etils import epath
 import jax
 import numpy as np
 
+from mhr_jax import json_text
 from mhr_jax.errors import UserError
 
 METRICS_FILE = 'metrics.jsonl'
@@ -52,8 +53,11 @@ def write_bytes(path: epath.PathLike, data: bytes) -> None:
     return
   temporary = path.parent / f'.{path.name}.tmp'
   temporary.unlink(missing_ok=True)  # A link there would be followed.
-  temporary.write_bytes(data)
-  temporary.replace(path)
+  try:
+    temporary.write_bytes(data)
+    temporary.replace(path)
+  finally:  # A folder of that name, or a full disk: nothing is left behind.
+    temporary.unlink(missing_ok=True)
 
 
 def write_json(path: epath.PathLike, value: Any) -> None:
@@ -91,8 +95,8 @@ def read_json(path: epath.PathLike, kind: type = dict) -> Any:
   """
   path = epath.Path(path)
   try:
-    value = json.loads(path.read_text())
-  except (FileNotFoundError, NotADirectoryError):
+    value = json_text.parse(path.read_bytes())
+  except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
     raise UserError(
       f'{path} is absent. It was not copied with the rest, or removed.'
     ) from None

@@ -247,8 +247,8 @@ def read_vocabulary(
     return None
   try:
     return vocabulary_lib.from_spec(run_files.read_json(path), folder)
-  except (AttributeError, KeyError, TypeError) as error:
-    raise UserError(f'{path} describes no vocabulary: {error!r}.') from error
+  except UserError as error:
+    raise UserError(f'{path}: {error}') from error
 
 
 def check_pretraining(

@@ -21,6 +21,7 @@ from mhr_jax import choice_losses, optim
 from mhr_jax.choice_losses import ChoiceLoss
 from mhr_jax.errors import UserError
 from mhr_jax.model import RoutedT5
+from mhr_jax.setting_checks import check_fields
 from mhr_jax.t5.decoding import DecodingSettings, decode_tokens
 from mhr_jax.train_state import (
   LossNormalisation,
@@ -61,6 +62,7 @@ class LossSettings:
   length_norm: float = 1.0
 
   def __post_init__(self):
+    check_fields(self, below={'label_smoothing': 1})
     check_normalisation(self.normalisation)
     if self.on_choices is not None and self.normalisation != 'tokens':
       raise UserError(

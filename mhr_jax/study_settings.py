@@ -15,6 +15,7 @@ from mhr_jax.evaluation import EvaluationSettings
 from mhr_jax.few_shot import FewShotSettings
 from mhr_jax.jobs import Adapters
 from mhr_jax.optim import OptimizerSettings
+from mhr_jax.setting_checks import check_fields
 from mhr_jax.t5.config import T5Config
 from mhr_jax.task_data import TaskData
 from mhr_jax.task_table import TaskTable
@@ -69,6 +70,13 @@ class TestSet:
   limit: int | None = None
   batch_size: int = 100
 
+  def __post_init__(self):
+    check_fields(
+      self,
+      least=dict.fromkeys(('limit', 'batch_size'), 1)
+      | dict.fromkeys(('input_length', 'target_length'), 2),
+    )
+
   def batches(
     self, task_table: TaskTable | None = None
   ) -> list[ordered.EvalBatch]:
@@ -113,6 +121,7 @@ class FewShot:
 
   def __post_init__(self):
     object.__setattr__(self, 'draws', tuple(self.draws))
+    check_fields(self)
 
   def seeds_of(self, seed: int) -> tuple[int, ...]:
     """Returns the seeds of the draws that a pre-training is adapted to."""
@@ -220,6 +229,7 @@ class Study:
   def __post_init__(self):
     object.__setattr__(self, 'methods', tuple(self.methods))
     object.__setattr__(self, 'seeds', tuple(self.seeds))
+    check_fields(self)
     if not self.seeds or not self.methods:
       raise UserError('A study needs at least one seed and one method.')
     for name in self.methods:
@@ -233,11 +243,6 @@ class Study:
       raise UserError(
         f'The study reports {self.metric!r}, but EvaluationSettings.metrics'
         f' is {self.evaluation.metrics}: name it there too.'
-      )
-    if self.mean_over not in ('instances', 'tasks', 'categories'):
-      raise UserError(
-        "mean_over is 'instances', 'tasks' or 'categories', not"
-        f' {self.mean_over!r}.'
       )
     self.chosen_comparisons()
 

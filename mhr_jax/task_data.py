@@ -16,6 +16,7 @@ import dataclasses
 import importlib
 import json
 import logging
+import traceback
 from types import ModuleType
 from typing import Any, Literal
 from urllib import parse
@@ -25,7 +26,7 @@ from etils import epath
 
 from mhr_jax import run_files
 from mhr_jax.data import record_format, records
-from mhr_jax.errors import UserError
+from mhr_jax.errors import UserError, blaming
 
 DEFAULT_DATA_DIR = 'data_cache'
 MADE_FROM = 'made_from'
@@ -50,12 +51,21 @@ class TaskModule:
     """Imports the module and registers its tasks; again: no-op.
 
     Raises:
-      UserError: there is no such module, or it has no such option.
+      UserError: there is no such module, importing it fails, or it has no
+        such option.
     """
     try:
       module = importlib.import_module(self.name)
     except ModuleNotFoundError as error:
       raise UserError(_missing_module(self.name, error.name or '')) from error
+    except Exception as error:  # whatever a module of somebody's does
+      if self.name.startswith('mhr_jax.'):
+        raise
+      place = traceback.extract_tb(error.__traceback__)[-1]
+      raise UserError(
+        f'{self.name} cannot be imported: {place.filename}:{place.lineno}:'
+        f' {type(error).__name__}: {error}.'
+      ) from error
     register = getattr(module, 'register', None)
     if register is None:
       if self.options:
@@ -93,6 +103,11 @@ class TaskData:
 
   def __post_init__(self):
     if not isinstance(self.tasks, str):
+      if not isinstance(self.tasks, Sequence):
+        raise UserError(
+          f'TaskData.tasks is {self.tasks!r}; a name or a list of names is'
+          ' wanted.'
+        )
       object.__setattr__(self, 'tasks', tuple(self.tasks))
     object.__setattr__(self, 'modules', tuple(self.modules))
     if self.prepare not in ('missing', 'stale', 'never'):
@@ -189,10 +204,11 @@ def _first_change(data: TaskData) -> str | None:
     if not path.exists():
       continue
     made = run_files.read_json(path)
-    if made['modules'] != asked:
+    with blaming(path, 'what `mhr-jax prepare` wrote'):
       changed = _changed_options(made['modules'], asked)
+    if made['modules'] != asked:
       return f'{name} was prepared with other {changed}'
-    if made['tasks'] != _fingerprints(data.data_dir, name):
+    if made.get('tasks') != _fingerprints(data.data_dir, name):
       return f'Tasks of {name} were since prepared with other options'
   return None
 

@@ -19,7 +19,6 @@ import dataclasses
 import functools
 import io
 from typing import Any, Literal, Protocol
-import zipfile
 
 from etils import epath
 import jax
@@ -27,7 +26,7 @@ from jax import numpy as jnp
 from jaxtyping import Float, Float32, Int32
 import numpy as np
 
-from mhr_jax import evaluation, run_files
+from mhr_jax import evaluation, npz_files, run_files
 from mhr_jax.data import mixing
 from mhr_jax.data.batching import PAD
 from mhr_jax.errors import UserError, nearest
@@ -211,15 +210,10 @@ class FileEmbedder:
 
 def _read_arrays(path: epath.PathLike) -> dict[str, np.ndarray]:
   try:
-    data = epath.Path(path).read_bytes()
-    with np.load(io.BytesIO(data), allow_pickle=False) as stored:
-      return {name: stored[name] for name in stored.files}
-  except FileNotFoundError:
-    raise UserError(f'There is no file {path}.') from None
-  except (ValueError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+    return npz_files.read_arrays(path, 'vectors by task')
+  except UserError as error:
     raise UserError(
-      f'{path} is no .npz of vectors by task: {error}. numpy.savez(path,'
-      ' **{task: vector}) writes one.'
+      f'{error} numpy.savez(path, **{{task: vector}}) writes one.'
     ) from error
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mhr_jax import json_text
 from mhr_jax.errors import UserError, nearest
 
 
@@ -75,7 +76,7 @@ class TaskTable:
   @classmethod
   def from_json(cls, text: str) -> 'TaskTable':
     """Reads what `to_json` wrote."""
-    return cls.from_names(json.loads(text))
+    return cls.from_names(json_text.parse(text))
 
   @classmethod
   def from_names(cls, names: Any) -> 'TaskTable':

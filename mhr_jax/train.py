@@ -26,6 +26,7 @@ from mhr_jax import (
 from mhr_jax.analysis import routing, skills
 from mhr_jax.analysis.gradients import AlignmentSettings
 from mhr_jax.analysis.routing_statistics import RoutingStatisticsSettings
+from mhr_jax.data.loader import describe_cuts
 from mhr_jax.data.mixture_settings import MixtureSettings
 from mhr_jax.data.read_ahead import ReadAhead
 from mhr_jax.errors import UserError
@@ -211,6 +212,9 @@ def run_job(
       f' {job.loader.steps_per_epoch} steps an epoch,'
       f' {job.loader.padding_share:.0%} padding'
     )
+    cuts = describe_cuts(job.loader.report())
+    if cuts:
+      log.say(cuts)
     state = trainer.fit(
       job.model,
       params,

@@ -9,6 +9,7 @@ import jax
 from mhr_jax import routing
 from mhr_jax.errors import UserError
 from mhr_jax.metric_writers import Writer, check_names
+from mhr_jax.setting_checks import check_fields
 from mhr_jax.train_state import LossNormalisation, check_normalisation
 
 
@@ -61,9 +62,12 @@ class TrainSettings:
 
   def __post_init__(self):
     object.__setattr__(self, 'trains', tuple(self.trains))
-    for name in ('steps', 'accumulation', 'log_every', 'save_every', 'keep'):
-      if getattr(self, name) < 1:
-        raise UserError(f'{name} is {getattr(self, name)}; at least 1.')
+    counts = ('steps', 'accumulation', 'log_every', 'save_every', 'keep')
+    check_fields(
+      self,
+      least=dict.fromkeys((*counts, 'keep_every'), 1),
+      below={'label_smoothing': 1},
+    )
     if not 0 <= self.anneal_steps <= self.steps:
       raise UserError(
         f'anneal_steps is {self.anneal_steps}; from 0 to all {self.steps} steps.'

@@ -21,11 +21,13 @@ from sentencepiece import sentencepiece_model_pb2
 
 from mhr_jax import file_names
 from mhr_jax.errors import UserError, nearest
+from mhr_jax.setting_checks import check_count
 
 PAD_ID = 0
 EOS_ID = 1
 UNK_ID = 2
 
+_MOST_EXTRA_IDS = 100_000
 _BYTE_OFFSET = 3  # bytes follow the three special ids
 # Loading a model is not thread-safe in the sentencepiece library.
 _LOAD_LOCK = threading.Lock()
@@ -46,8 +48,11 @@ class Vocabulary:
   unk_id = UNK_ID
 
   def __init__(self, extra_ids: int = 0):
-    if extra_ids < 0:
-      raise UserError(f'extra_ids is {extra_ids}; it cannot be negative.')
+    check_count('extra_ids', extra_ids, least=0)
+    if extra_ids > _MOST_EXTRA_IDS:
+      raise UserError(
+        f'extra_ids is {extra_ids}; at most {_MOST_EXTRA_IDS:,} (T5 has 100).'
+      )
     self.extra_ids = extra_ids
 
   @property
@@ -243,22 +248,29 @@ def from_spec(spec: Mapping[str, Any], folder: epath.PathLike) -> Vocabulary:
   Raises:
     UserError: the kind is unknown, the file is absent or is another one.
   """
-  kind, extra_ids = spec['kind'], spec.get('extra_ids', 0)
+  kind, extra_ids = spec.get('kind'), spec.get('extra_ids', 0)
   if kind == 'sentencepiece':
+    name = spec.get('file')
+    if not isinstance(name, str) or epath.Path(name).name != name:
+      raise UserError(
+        f'The vocabulary beside {folder} has the file {name!r}; the name of a'
+        ' file in that folder is wanted.'
+      )
     where = f'The vocabulary in {folder}'
-    path = file_names.path_inside(folder, spec['file'], where=where)
+    path = file_names.path_inside(folder, name, where=where)
     vocabulary = SentencePieceVocabulary(path, extra_ids)
   elif kind == 'bytes':
     path, vocabulary = 'the byte vocabulary', ByteVocabulary(extra_ids)
   else:
     known = ('sentencepiece', 'bytes')
     raise UserError(
-      f'There is no kind of vocabulary {kind!r}.{nearest(kind, known)}'
+      f'There is no kind of vocabulary {kind!r}.{nearest(str(kind), known)}'
     )
   if spec.get('fingerprint', vocabulary.fingerprint) != vocabulary.fingerprint:
     raise UserError(
       f'{path} is not the vocabulary that was used: its fingerprint is'
-      f' {vocabulary.fingerprint[:12]}, expected {spec["fingerprint"][:12]}.'
+      f' {vocabulary.fingerprint[:12]}, expected'
+      f' {str(spec["fingerprint"])[:12]}.'
     )
   return vocabulary
 

@@ -34,7 +34,7 @@ from etils import epath
 from mhr_jax import metrics
 from mhr_jax import vocabulary as vocabulary_lib
 from mhr_jax.data import registry, sources
-from mhr_jax.errors import UserError
+from mhr_jax.setting_checks import check_fields
 from mhr_jax.tasks import ni_files, ni_scores, ni_splits
 from mhr_jax.tasks.ni_files import Role, Track
 from mhr_jax.tasks.ni_splits import SplitSettings
@@ -61,12 +61,7 @@ class PromptSettings:
   max_input_tokens: int | None = None
 
   def __post_init__(self):
-    if self.definition not in ('first', 'none'):
-      raise UserError(
-        f"definition is 'first' or 'none', not {self.definition!r}."
-      )
-    if self.positive_examples < 0:
-      raise UserError('positive_examples cannot be negative.')
+    check_fields(self, least={'max_input_tokens': 1})
 
 
 def register(

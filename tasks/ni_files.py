@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 
 from etils import epath
 
+from mhr_jax import json_text
 from mhr_jax.errors import UserError, nearest
 
 Role = Literal['train', 'test']
@@ -57,7 +58,7 @@ def read_task_file(path: epath.PathLike) -> dict[str, Any]:
   path = epath.Path(path)
   text = read_text(path)
   try:
-    task = json.loads(text)
+    task = json_text.parse(text)
   except json.JSONDecodeError as e:
     raise UserError(f'{path}:{e.lineno}: not JSON: {e.msg}.') from None
   if not isinstance(task, dict):
@@ -234,7 +235,7 @@ def _read_references(path: str, changed: float) -> dict[str, Reference]:
     if not line.strip():
       continue
     try:
-      one = json.loads(line)
+      one = json_text.parse(line)
       found[one['id']] = Reference(
         tuple(one['references']),
         one.get('task_id'),

@@ -29,14 +29,14 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 import hashlib
-import json
 import random
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from etils import epath
 import numpy as np
 
 from mhr_jax.errors import UserError, nearest
+from mhr_jax.setting_checks import check_fields
 from mhr_jax.tasks import ni_files
 from mhr_jax.tasks.ni_files import OFFICIAL_TEST, Role, Track
 
@@ -74,15 +74,8 @@ class SplitSettings:
 
   def __post_init__(self):
     object.__setattr__(self, 'few_shot_seeds', tuple(self.few_shot_seeds))
-    for name, known in (
-      ('order', get_args(Order)),
-      ('shortfall', get_args(Shortfall)),
-    ):
-      value = getattr(self, name)
-      if value not in known:
-        raise UserError(
-          f'There is no {name} {value!r}.{nearest(str(value), known)}'
-        )
+    counts = ('max_train_instances', 'few_shot_pool', 'test_instances')
+    check_fields(self, least=dict.fromkeys(counts, 1))
 
   @classmethod
   def of(cls, options: 'SplitSettings | Mapping[str, Any] | None'):
@@ -224,7 +217,7 @@ def _counts(folder: str, track: Track) -> dict[tuple[Role, str], int]:
   roles: tuple[tuple[Role, int], ...] = (('train', 0), ('test', OFFICIAL_TEST))
   for role, left_out in roles:
     for path in ni_files.list_tasks(epath.Path(folder), role, track):
-      instances = json.loads(path.read_text())['Instances']
+      instances = ni_files.read_task_file(path)['Instances']
       counts[role, path.stem] = max(0, len(instances) - left_out)
   return counts
 

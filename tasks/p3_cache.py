@@ -16,12 +16,12 @@ the ids are those of the vocabulary at hand the result is the same.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-import json
 from typing import Any, NamedTuple
 
 from etils import epath
 import tensorflow as tf
 
+from mhr_jax import json_text
 from mhr_jax.data import sources
 from mhr_jax.errors import UserError
 from mhr_jax.tasks.t0_examples import Choices
@@ -211,6 +211,6 @@ def _n_shards(path: epath.Path) -> int | None:
   if not path.exists():
     return None
   try:
-    return int(json.loads(path.read_text())['num_shards'])
+    return int(json_text.parse(path.read_bytes())['num_shards'])
   except (ValueError, KeyError, TypeError) as e:
     raise UserError(f'{path}: no `num_shards` can be read: {e!r}.') from e

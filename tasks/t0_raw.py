@@ -18,13 +18,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import csv
 import dataclasses
 import functools
-import json
 import logging
 import re
 from typing import Any, NamedTuple, Protocol
 
 from etils import epath
 
+from mhr_jax import json_text
 from mhr_jax.errors import UserError, nearest
 from mhr_jax.tasks import promptsource
 from mhr_jax.tasks.promptsource import Template
@@ -188,7 +188,7 @@ def read_json_lines(path: epath.Path) -> Iterator[Record]:
     if not line.strip():
       continue
     try:
-      fields = json.loads(line)
+      fields = json_text.parse(line)
     except ValueError as e:
       raise UserError(f'{origin}: not JSON: {e}.') from None
     if not isinstance(fields, dict):

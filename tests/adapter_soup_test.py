@@ -139,7 +139,7 @@ def test_more_neighbours_than_tasks_is_an_error():
   ('settings', 'message'),
   [
     ({'space': 'backbon'}, "Did you mean 'backbone'"),
-    ({'weights': 'even'}, "weights is 'equal' or 'similarity'"),
+    ({'weights': 'even'}, "weights is 'even'; one of 'equal', 'similarity'"),
     ({'n_nearest': 0}, 'n_nearest is 0; at least 1'),
     ({'space': 'file'}, 'a file go together'),
     ({'file': 'a.npz'}, 'a file go together'),

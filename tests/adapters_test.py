@@ -225,7 +225,10 @@ def test_impossible_targets_say_why(settings, message):
     ({'mixing': 'sigmoyd'}, "Did you mean 'sigmoid'"),
     ({'router_scope': 'modul'}, "Did you mean 'module'"),
     ({'mixing': 'private', 'n_skills': 3}, 'one skill a task'),
-    ({'normalisation': 'mean'}, 'no normalisation .mean.*sqrt, sum'),
+    (
+      {'normalisation': 'mean'},
+      "normalisation is 'mean'; one of 'sum', 'sqrt'",
+    ),
     ({'mixing': 'softmax', 'normalisation': 'sqrt'}, 'choose one of sigmoid'),
     ({'shared_skill': True, 'n_skills': 1}, 'nothing is left to route'),
   ],

@@ -23,6 +23,7 @@ jax.config.update('jax_num_cpu_devices', 8)
 _VOCABULARY = ByteVocabulary(extra_ids=100)
 _SHARED = pathlib.Path(__file__).resolve().parents[2] / 'shared'
 _DIFFERENCE = 'largest difference'
+_SECONDS = 'seconds to answer'
 
 
 @pytest.fixture(scope='session')
@@ -67,7 +68,8 @@ def _measure(actual, expected):
 
 
 def pytest_terminal_summary(terminalreporter):
-  """Prints the largest difference of every case that tests reported."""
+  """Prints what tests measured: differences, and seconds to answer."""
+  _print_seconds(terminalreporter)
   rows = {}
   for reports in terminalreporter.stats.values():
     for report in reports:
@@ -89,6 +91,22 @@ def pytest_terminal_summary(terminalreporter):
     terminalreporter.write_line(
       f'{reference:{wide}}  {case:{width}}  {difference:10.1e}  {size:.3g}'
     )
+
+
+def _print_seconds(terminalreporter):
+  """Prints how long the slowest of what was asked took to answer."""
+  found = [
+    value
+    for reports in terminalreporter.stats.values()
+    for report in reports
+    if getattr(report, 'when', None) == 'call'
+    for name, value in report.user_properties
+    if name == _SECONDS
+  ]
+  if found:
+    terminalreporter.section('seconds until a mistake was answered')
+    for name, seconds in sorted(found, key=lambda each: -each[1])[:5]:
+      terminalreporter.write_line(f'{seconds:6.1f}  {name}')
 
 
 def _make_records(name, n, *, seed, lengths, references, choices):

@@ -220,8 +220,8 @@ def test_a_run_without_warmup_starts_at_the_peak():
     ({'name': 'adamv'}, "Did you mean 'adamw'"),
     ({'schedule': 'lineal'}, "Did you mean 'linear'"),
     ({'learning_rates': {'router': 0.1}}, "Did you mean 'routers'"),
-    ({'learning_rates': {'routers': -1.0}}, 'must not be negative'),
-    ({'warmup_proportion': 6}, 'a share, 0 to 1'),
+    ({'learning_rates': {'routers': -1.0}}, 'routers is -1.0; at least 0'),
+    ({'warmup_proportion': 6}, 'is 6; at most 1'),
     ({'clip_norm': 0.0}, 'above 0'),
   ],
 )

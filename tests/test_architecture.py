@@ -19,7 +19,7 @@ _ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 # Patterns of module names, `mhr_jax.` left out, from the foundations upwards.
 _ROWS = (
-  ('errors', 'tree_paths'),
+  ('errors', 'json_text', 'setting_checks', 'tree_paths'),
   (
     'adafactor',
     'aggregation',

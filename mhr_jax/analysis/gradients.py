@@ -38,7 +38,7 @@ without it.
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 from etils import epath
 import jax
@@ -51,8 +51,9 @@ from mhr_jax import evaluation, partitioning, run_files
 from mhr_jax.analysis import unit_gradients
 from mhr_jax.data import mixing, ordered, records
 from mhr_jax.data.batching import Batch
-from mhr_jax.errors import UserError, nearest
+from mhr_jax.errors import UserError, blaming
 from mhr_jax.model import RoutedT5
+from mhr_jax.setting_checks import check_fields
 from mhr_jax.task_table import TaskTable
 
 Wrt = Literal['inventories', 'effective']
@@ -98,19 +99,7 @@ class AlignmentSettings:
   def __post_init__(self):
     wrt = (self.wrt,) if isinstance(self.wrt, str) else tuple(self.wrt)
     object.__setattr__(self, 'wrt', wrt)
-    least = {'every': 0, 'tasks': 2, 'examples': 1, 'batch_size': 1}
-    for name, lowest in least.items():
-      if getattr(self, name) < lowest:
-        raise UserError(
-          f'AlignmentSettings.{name} is {getattr(self, name)}; at least'
-          f' {lowest}.'
-        )
-    for name in wrt:
-      if name not in get_args(Wrt):
-        raise UserError(
-          f'AlignmentSettings.wrt: there is no {name!r}.'
-          f'{nearest(name, get_args(Wrt))}'
-        )
+    check_fields(self, least={'tasks': 2, 'examples': 1, 'batch_size': 1})
     if not wrt:
       raise UserError('AlignmentSettings.wrt is empty: nothing to measure.')
 
@@ -265,7 +254,11 @@ def load_alignment(run_dir: epath.PathLike) -> dict[int, dict[str, float]]:
   path = epath.Path(run_dir) / ALIGNMENT_FILE
   if not path.exists():
     return {}
-  return {int(step): of for step, of in run_files.read_json(path).items()}
+  with blaming(path, 'what `mhr-jax align` wrote'):
+    return {
+      int(step): {name: float(value) for name, value in of.items()}
+      for step, of in run_files.read_json(path).items()
+    }
 
 
 _add_trees = functools.partial(jax.tree.map, jnp.add)

@@ -7,7 +7,6 @@ adapted linear.
 
 from collections.abc import Mapping
 import io
-import json
 from typing import Any
 
 from etils import epath
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int
 import numpy as np
 
-from mhr_jax import adapters, routing
+from mhr_jax import adapters, npz_files, routing
 from mhr_jax.errors import UserError
 from mhr_jax.routing import entropy as entropy
 from mhr_jax.task_table import TaskTable
@@ -174,7 +173,8 @@ def load_routing(
   path = epath.Path(folder) / ROUTING_FILE
   if not path.exists():
     return None
-  with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
-    arrays = {name: stored[name] for name in stored.files}
-  tasks = TaskTable(tuple(json.loads(str(arrays.pop(_TASKS)))))
-  return arrays, tasks
+  arrays = npz_files.read_arrays(path, 'mixing weights')
+  try:
+    return arrays, TaskTable.from_json(str(arrays.pop(_TASKS)))
+  except (KeyError, ValueError) as error:
+    raise UserError(f'{path} names no tasks: {error!r}.') from error

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, PyTree
 import numpy as np
 
 from mhr_jax import routing
-from mhr_jax.errors import UserError
+from mhr_jax.setting_checks import check_fields
 from mhr_jax.tree_paths import leaves_by_path
 
 PART = 'routing'
@@ -32,10 +32,7 @@ class RoutingStatisticsSettings:
   every: int = 100
 
   def __post_init__(self):
-    if self.every < 0:
-      raise UserError(
-        f'RoutingStatisticsSettings.every is {self.every}; at least 0.'
-      )
+    check_fields(self)
 
 
 def make_routing_statistics(

@@ -10,7 +10,7 @@ from jax import numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
-from mhr_jax import adapters, evaluation, inventories
+from mhr_jax import adapters, evaluation, inventories, npz_files
 
 SKILLS_FILE = 'skills.npz'
 
@@ -89,5 +89,4 @@ def load_skills(folder: epath.PathLike) -> Similarities | None:
   path = epath.Path(folder) / SKILLS_FILE
   if not path.exists():
     return None
-  with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
-    return {name: stored[name] for name in stored.files}
+  return npz_files.read_arrays(path, 'cosines between skills')

@@ -128,14 +128,16 @@ def read_backbone(
   config_lib.check_dtype(dtype)
   config, tied = _read_settings(folder)
   tensors = _open_tensors(folder, allow_pickle=allow_pickle)
-  arrays = {
-    path: np.empty(leaf.shape, dtype)
-    for path, leaf in _parameter_shapes(config).items()
+  shapes = _parameter_shapes(config)
+  leaves = list(hf_names.list_leaves(config))
+  wanted = {
+    leaf.name: jax.ShapeDtypeStruct(_stored_shape(shapes, leaf), np.float32)
+    for leaf in leaves
   }
-  targets = {
-    leaf.name: _as_stored(arrays, leaf) for leaf in hf_names.list_leaves(config)
-  }
-  names = _account(tensors, targets, tied=tied, where=str(folder))
+  names = _account(tensors, wanted, tied=tied, where=str(folder))
+  # Memory is taken once files and config agree: either may promise anything.
+  arrays = {path: np.empty(leaf.shape, dtype) for path, leaf in shapes.items()}
+  targets = {leaf.name: _as_stored(arrays, leaf) for leaf in leaves}
   for source in tensors.shapes:
     if source in names:
       tensors.read_into(source, targets[names[source]])
@@ -203,7 +205,7 @@ def _find(
 
 def _account(
   tensors: _Tensors,
-  targets: Mapping[str, np.ndarray],
+  targets: Mapping[str, jax.ShapeDtypeStruct],
   *,
   tied: bool,
   where: str,

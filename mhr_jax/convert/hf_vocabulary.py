@@ -9,7 +9,7 @@ from etils import epath
 from sentencepiece import sentencepiece_model_pb2
 
 from mhr_jax import run_files
-from mhr_jax.errors import UserError
+from mhr_jax.errors import UserError, blaming
 from mhr_jax.vocabulary import (
   EOS_ID,
   PAD_ID,
@@ -49,6 +49,11 @@ def read_vocabulary(folder: epath.PathLike) -> Vocabulary | None:
       tokens were added, which has no equivalent here.
   """
   folder = epath.Path(folder)
+  with blaming(f'The tokenizer of {folder}', "one of transformers' T5"):
+    return _read_vocabulary(folder)
+
+
+def _read_vocabulary(folder: epath.Path) -> Vocabulary | None:
   settings = _read_object(folder / SETTINGS_FILE)
   added = _read_object(folder / ADDED_FILE)
   for i, token in (settings.get('added_tokens_decoder') or {}).items():

@@ -16,7 +16,7 @@ from etils import epath
 import jax.numpy as jnp
 import numpy as np
 
-from mhr_jax import file_names, run_files
+from mhr_jax import file_names, json_text, run_files
 from mhr_jax.errors import UserError
 
 WHOLE_FILE = 'model.safetensors'
@@ -24,6 +24,8 @@ MAX_SHARD_BYTES = 5 * 10**9
 
 _CHUNK_BYTES = 2**20  # so that what is transposed stays in the cache
 _MAX_HEADER = 10**8
+_MAX_AXES = 32
+_MAX_SIZE = 2**48
 _DTYPES = {
   'F64': np.dtype(np.float64),
   'F32': np.dtype(np.float32),
@@ -102,7 +104,7 @@ def _read_header(
       f' header of {length}.'
     )
   try:
-    header = json.loads(file.read(length))
+    header = json_text.parse(file.read(length))
   except ValueError as e:
     raise UserError(f'{path} is no safetensors file: {e}') from e
   if not isinstance(header, dict):
@@ -114,14 +116,19 @@ def _locate(
   path: epath.Path, start: int, name: str, facts: Mapping[str, Any]
 ) -> Stored:
   first, last = facts['data_offsets']
-  shape = tuple(map(int, facts['shape']))
+  shape = tuple(facts['shape'])
+  if not all(type(n) is int and n >= 0 for n in (first, last, *shape)):
+    raise UserError(f'{path} is no safetensors file: {name} has {facts}.')
+  # An empty tensor may have any sizes beside its 0.
+  if len(shape) > _MAX_AXES or math.prod(n or 1 for n in shape) > _MAX_SIZE:
+    raise UserError(f'{path}: {name} has the shape {shape}, which is not read.')
   if facts['dtype'] not in _DTYPES:
     raise UserError(
       f'{path}: {name} has the type {facts["dtype"]}, which is not read; those'
       f' that are: {", ".join(_DTYPES)}.'
     )
   dtype = _DTYPES[facts['dtype']]
-  if first < 0 or last - first != _num_bytes(shape, dtype):
+  if last - first != _num_bytes(shape, dtype):
     raise UserError(
       f'{path} is no safetensors file: {name} {shape} has {last - first} bytes.'
     )

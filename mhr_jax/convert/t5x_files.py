@@ -24,7 +24,7 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 
 from mhr_jax import checkpoints, file_names
-from mhr_jax.errors import UserError
+from mhr_jax.errors import UserError, blaming
 from mhr_jax.tree_paths import leaves_by_path
 
 _log = logging.getLogger(__name__)
@@ -222,11 +222,15 @@ def _open_msgpack(folder: epath.Path, part: PartName) -> Part:
   file = folder / _MSGPACK
   with checkpoints.explained(str(file)):
     content: Any = serialization.msgpack_restore(file.read_bytes())
-  found = _part_of(content.get('optimizer', content), part, file)
+  with blaming(file, "a checkpoint of T5X's"):
+    found = _part_of(content.get('optimizer', content), part, file)
+    leaves = leaves_by_path(found, is_leaf=_is_spec)
   context = ts.Context(_ONE_BY_ONE)
   arrays = {
-    name: _open_zarr(folder, leaf, context) if _is_spec(leaf) else leaf
-    for name, leaf in leaves_by_path(found, is_leaf=_is_spec).items()
+    name: _open_zarr(folder, leaf, context)
+    if _is_spec(leaf)
+    else _as_array(leaf, f'{file}: {name}')
+    for name, leaf in leaves.items()
   }
 
   def read(name: str) -> np.ndarray:
@@ -243,6 +247,13 @@ def _open_msgpack(folder: epath.Path, part: PartName) -> Part:
   return Part(str(folder), shapes, read)
 
 
+def _as_array(leaf: Any, where: str) -> np.ndarray:
+  array = np.asarray(leaf)
+  if array.dtype == object or array.dtype.kind in 'SU':
+    raise UserError(f'{where} is no array, but {leaf!r:.80}.')
+  return array
+
+
 def _is_spec(node: Any) -> bool:
   return isinstance(node, dict) and {'driver', 'kvstore'} <= node.keys()
 
@@ -251,8 +262,9 @@ def _open_zarr(
   folder: epath.Path, spec: Mapping[str, Any], context: ts.Context
 ) -> ts.TensorStore:
   """Opens the array that a spec names, wherever it was when it was written."""
-  stored = spec['kvstore'].get('path') or spec.get('path', '')
-  name = stored.rstrip('/').rpartition('/')[2]
+  with blaming(folder / _MSGPACK, "a checkpoint of T5X's"):
+    stored = spec['kvstore'].get('path') or spec.get('path', '')
+    name = stored.rstrip('/').rpartition('/')[2]
   beside = file_names.path_inside(folder, name, where=str(folder / _MSGPACK))
   found = {'driver': 'zarr', 'kvstore': _kvstore(beside)}
   with checkpoints.explained(str(beside)):

@@ -60,6 +60,19 @@ class TaskReport:
   cut_targets: int
 
 
+def describe_cuts(report: Sequence[TaskReport]) -> str | None:
+  """Says how many sequences are longer than batches are wide; None for none."""
+  cut = [row for row in report if row.cut_inputs or row.cut_targets]
+  if not cut:
+    return None
+  inputs = sum(row.cut_inputs for row in cut)
+  targets = sum(row.cut_targets for row in cut)
+  return (
+    f'{inputs:,} inputs and {targets:,} targets are too long, in {len(cut)}'
+    ' tasks; they are cut (MixtureSettings.input_length, target_length)'
+  )
+
+
 class Loader:
   """This process's rows of every global batch; made by `build_loader`."""
 

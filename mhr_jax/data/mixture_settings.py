@@ -5,6 +5,7 @@ import dataclasses
 from typing import Literal
 
 from mhr_jax.errors import UserError
+from mhr_jax.setting_checks import check_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,25 +54,13 @@ class MixtureSettings:
   cache_bytes: int = 1 << 28
 
   def __post_init__(self):
-    for name, least in (
-      ('batch_size', 1),
-      ('input_length', 2),
-      ('target_length', 2),
-      ('seed', 0),
-    ):
-      if getattr(self, name) < least:
-        raise UserError(
-          f'{name} must be at least {least}, not {getattr(self, name)}.'
-        )
-    for name, known in (
-      ('packing', ('none', 'length_buckets', 'within_task')),
-      ('objective', ('targets', 'span_corruption')),
-      ('reference', ('random', 'first')),
-    ):
-      if getattr(self, name) not in known:
-        raise UserError(
-          f'Unknown {name} {getattr(self, name)!r}: {", ".join(known)}.'
-        )
+    counts = {'batch_size': 1, 'input_length': 2, 'target_length': 2, 'cap': 1}
+    check_fields(
+      self,
+      least={**counts, 'temperature': 1, 'mean_span_length': 1},
+      above={'noise_density': 0, 'length_buckets': 0},
+      below={'noise_density': 1},
+    )
     if self.length_buckets and self.packing != 'length_buckets':
       raise UserError("length_buckets need packing = 'length_buckets'.")
 

@@ -1,7 +1,9 @@
 """Batches for evaluation: every example exactly once, in order."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import collections
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
+import logging
 from typing import Any
 
 from jaxtyping import Float32
@@ -12,6 +14,8 @@ from mhr_jax.data.records import TaskSource
 from mhr_jax.data.tokens import TokenTable
 from mhr_jax.errors import UserError
 from mhr_jax.task_table import TaskTable
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,6 +222,28 @@ def _record(source, index, example, widths) -> EvalRecord:
     choice_tokens=choices,
     label=int(example.get('label', -1)),
   )
+
+
+def report_cuts(batches: Iterable[EvalBatch]) -> Iterator[EvalBatch]:
+  """Passes batches on; says at the end how many examples were cut in them.
+
+  A prediction from half an input is a prediction all the same: nobody would
+  know.
+  """
+  cuts: collections.Counter[str] = collections.Counter()
+  total = 0
+  for batch in batches:
+    total += len(batch.records)
+    cuts.update(name for record in batch.records for name in record.cut)
+    yield batch
+  if cuts:
+    counts = ', '.join(f'{count:,} in {name}' for name, count in cuts.items())
+    _log.warning(
+      'Of %s instances some are longer than batches are wide and are cut: %s'
+      ' (input_length, target_length).',
+      f'{total:,}',
+      counts,
+    )
 
 
 def split_choices(example: Mapping[str, Any]) -> tuple[tuple[int, ...], ...]:

@@ -24,6 +24,7 @@ from rich import console as rich_console
 from rich import progress as rich_progress
 import seqio
 
+from mhr_jax import json_text
 from mhr_jax.data import (
   fingerprints,
   folder_lock,
@@ -121,9 +122,10 @@ def read_manifest(data_dir: epath.PathLike, task: str) -> dict[str, Any] | None:
   """Returns a prepared task's manifest, or nothing if it is not whole."""
   folder = record_format.task_folder(data_dir, task)
   try:
-    return json.loads((folder / record_format.MANIFEST).read_text())
+    found = json_text.parse((folder / record_format.MANIFEST).read_bytes())
   except (FileNotFoundError, NotADirectoryError, ValueError):
     return None
+  return found if isinstance(found, dict) else None
 
 
 def _prepare_task(data_dir: epath.Path, name: str, remake: bool) -> Prepared:
@@ -139,13 +141,28 @@ def _prepare_task(data_dir: epath.Path, name: str, remake: bool) -> Prepared:
   if there and not remake:
     return done('kept', there)
   dataset = record_format.task_folder(data_dir, name).parent
-  with folder_lock.folder_lock(dataset / _LOCK) as how:
+  with (
+    _no_empty_folders(dataset),
+    folder_lock.folder_lock(dataset / _LOCK) as how,
+  ):
     there = _usable_manifest(data_dir, name, wanted)
     if there and (not remake or how == 'after waiting'):
       return done('made elsewhere', there)
     final = record_format.task_folder(data_dir, name)
     outcome = 'made again' if final.exists() else 'made'
     return done(outcome, _make(data_dir, task, wanted))
+
+
+@contextlib.contextmanager
+def _no_empty_folders(dataset: epath.Path) -> Iterator[None]:
+  """Takes the folders away that the lock made, where nothing came of it."""
+  try:
+    yield
+  finally:
+    if _is_local(dataset):
+      with contextlib.suppress(OSError):  # They are not empty, as a rule.
+        os.rmdir(dataset)
+        os.rmdir(dataset.parent)
 
 
 def _usable_manifest(

@@ -7,6 +7,7 @@ what this module reads without either. See `record_format` for the form.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import functools
+import math
 from typing import Any
 
 from etils import epath
@@ -14,15 +15,18 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
-from mhr_jax import run_files
+from mhr_jax import npz_files, run_files
 from mhr_jax.data import record_format
 from mhr_jax.data.tokens import Lengths, TokenTable
-from mhr_jax.errors import UserError, nearest
+from mhr_jax.errors import UserError, blaming, nearest
+from mhr_jax.task_table import TaskTable
 from mhr_jax.vocabulary import Vocabulary, from_spec
 
 _FEATURES_FILE = 'features.json'
 _FEATURES_OF = 'tensorflow_datasets.'
 _READ_AT_ONCE = 4096
+_SAID = 200
+_MANIFEST = {'splits': dict, 'fingerprint': str, 'vocabulary': dict}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +57,11 @@ class PreparedTask:
     folder = self.data_dir / record_format.VOCABULARIES
     return from_spec(self.vocabulary_spec, folder)
 
+  @property
+  def vocabulary_fingerprint(self) -> str:
+    """That of the vocabulary, which need not be read for it."""
+    return str(self.vocabulary_spec.get('fingerprint'))
+
   def source(self, split: str) -> 'TaskSource':
     """Returns random access to the records of a split.
 
@@ -79,7 +88,13 @@ class TaskSource:
     self.split = split
     folder = record_format.task_folder(task.data_dir, task.name)
     _check_features(folder)
-    builder = tfds.builder_from_directory(folder)
+    try:
+      builder = tfds.builder_from_directory(folder)
+    except Exception as error:  # of many kinds: tfds's own, protobuf's, JSON's
+      raise UserError(
+        f'{folder} is damaged: {type(error).__name__}: {error}.'
+        f'{_prepare_again(task)}'
+      ) from error
     try:
       self._raw: Any = builder.as_data_source(
         split=split,
@@ -88,6 +103,10 @@ class TaskSource:
     except (ValueError, AssertionError) as error:
       raise UserError(
         f'Nothing to read in split {split!r} of task {task.name!r}: {error}'
+      ) from error
+    except OSError as error:
+      raise UserError(
+        f'{folder} is not whole: {error}.{_prepare_again(task)}'
       ) from error
     whole = builder.info.splits[split.split('[')[0]]
     self._nbytes = whole.num_bytes * len(self) // whole.num_examples
@@ -124,7 +143,7 @@ class TaskSource:
     """
     if not 0 <= index < len(self):
       raise IndexError(f'{index} is not in [0, {len(self)}).')
-    return _decode(self._raw[int(index)])
+    return self.__getitems__([index])[0]
 
   def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
     return [_decode(raw) for raw in self._read(indices)]
@@ -157,7 +176,8 @@ class TaskSource:
     folder = record_format.task_folder(self.task.data_dir, self.task.name)
     path = folder / f'lengths_{self.split}.npz'
     if '[' not in self.split and path.exists():
-      with path.open('rb') as file, np.load(file) as arrays:
+      arrays = npz_files.read_arrays(path, 'lengths of records')
+      with blaming(path, 'a file of lengths'):
         return Lengths(**arrays)
     return self.measure()
 
@@ -173,7 +193,23 @@ class TaskSource:
   def _read(self, indices: Sequence[int]) -> Iterator[bytes]:
     indices = [int(i) for i in indices]
     for start, stop in _chunks(len(indices)):
-      yield from self._raw.__getitems__(indices[start:stop])
+      try:
+        found = self._raw.__getitems__(indices[start:stop])
+      except RuntimeError as error:  # of array_record, which has checksums
+        said = str(error).partition('\n')[0][:_SAID]
+        raise UserError(
+          f'Split {self.split!r} of task {self.name!r} in'
+          f' {self.task.data_dir} is damaged: {said}.'
+          f'{_prepare_again(self.task)}'
+        ) from error
+      yield from found
+
+
+def _prepare_again(task: PreparedTask) -> str:
+  return (
+    f' Remove the folder and run `mhr-jax prepare {task.name}'
+    f' --data_dir={task.data_dir}` again, or copy it again.'
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,7 +266,13 @@ def _check_manifest(
   data_dir: epath.Path,
 ) -> None:
   version = manifest.get('format_version')
-  if version == record_format.FORMAT_VERSION and manifest['task'] == task:
+  if (version, manifest.get('task')) == (record_format.FORMAT_VERSION, task):
+    for key, kind in _MANIFEST.items():
+      where = f'{folder / record_format.MANIFEST}: {key}'
+      run_files.check_kind(manifest.get(key), kind, where=where)
+    for split, size in manifest['splits'].items():
+      where = f'{folder / record_format.MANIFEST}: splits: {split}'
+      run_files.check_kind(size, int, where=where)
     return
   why = ''
   if version == 1:
@@ -264,10 +306,10 @@ def open_tasks(
     raise UserError('No tasks were given.')
   wanted, origin = vocabulary_fingerprint, 'the model'
   if wanted is None:
-    wanted = opened[0].vocabulary_spec['fingerprint']
+    wanted = opened[0].vocabulary_fingerprint
     origin = f'task {opened[0].name!r}'
   for task in opened:
-    found = task.vocabulary_spec['fingerprint']
+    found = task.vocabulary_fingerprint
     if found != wanted:
       raise UserError(
         f'Task {task.name!r} was prepared with vocabulary {found[:12]}, but'
@@ -291,7 +333,12 @@ def open_mixture(data_dir: epath.PathLike, name: str) -> Mixture:
       f' `mhr-jax prepare {name} --data_dir={data_dir}`.{nearest(name, found)}'
     )
   content = run_files.read_json(path)
-  return Mixture(name, tuple(content['tasks']), tuple(content['rates']))
+  with blaming(path, 'a prepared mixture'):
+    rates = tuple(map(float, content['rates']))
+    tasks = TaskTable.from_names(content['tasks']).names
+    if len(rates) != len(tasks) or not all(0 < r < math.inf for r in rates):
+      raise ValueError(f'{len(tasks)} tasks with the rates {rates}')
+  return Mixture(name, tasks, rates)
 
 
 def list_tasks(data_dir: epath.PathLike) -> list[str]:
@@ -302,7 +349,8 @@ def list_tasks(data_dir: epath.PathLike) -> list[str]:
   paths = data_dir.glob(
     f'*/{record_format.DATASET_VERSION}/{record_format.MANIFEST}'
   )
-  return sorted(run_files.read_json(path)['task'] for path in paths)
+  names = (run_files.read_json(path).get('task') for path in paths)
+  return sorted(name for name in names if isinstance(name, str))
 
 
 def write_lengths(data_dir: epath.PathLike, task: str) -> None:

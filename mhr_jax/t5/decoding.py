@@ -6,7 +6,6 @@ under `jax.jit` then reads one token a row and stops when all rows have ended.
 
 import dataclasses
 import functools
-import numbers
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +13,7 @@ from jax import lax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from mhr_jax import errors
+from mhr_jax import errors, setting_checks
 from mhr_jax.t5 import beams, stacks
 from mhr_jax.t5 import config as config_lib
 from mhr_jax.t5 import network as network_lib
@@ -55,29 +54,22 @@ class DecodingSettings:
   length_exponent: float | None = None
 
   def __post_init__(self) -> None:
-    _check_types(self)
-    if self.max_new_tokens < 1:
-      raise errors.UserError(
-        f'max_new_tokens must be at least 1, not {self.max_new_tokens}.'
-      )
-    if self.num_beams < 1:
-      raise errors.UserError(
-        f'num_beams must be at least 1, not {self.num_beams}.'
-      )
-    if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
-      raise errors.UserError(
-        'Sampling needs temperature ≥ 0, top_k ≥ 0 and 0 < top_p ≤ 1, not '
-        f'{self.temperature}, {self.top_k} and {self.top_p}.'
-      )
-    if self.temperature and self.num_beams > 1:
-      raise errors.UserError(
-        'Beam search does not sample: set temperature to 0 or num_beams to 1.'
-      )
     if self.length_penalty not in _EXPONENTS:
       hint = errors.nearest(str(self.length_penalty), _EXPONENTS)
       raise errors.UserError(
         f'There is no length_penalty {self.length_penalty!r}.{hint}'
         ' (Its exponent is length_exponent.)'
+      )
+    setting_checks.check_fields(
+      self,
+      least={'max_new_tokens': 1, 'num_beams': 1},
+      most={'top_p': 1},
+      above={'top_p': 0},
+      signed=('length_exponent',),
+    )
+    if self.temperature and self.num_beams > 1:
+      raise errors.UserError(
+        'Beam search does not sample: set temperature to 0 or num_beams to 1.'
       )
     if not self.temperature and (self.top_k or self.top_p < 1):
       raise errors.UserError(
@@ -91,18 +83,6 @@ class DecodingSettings:
     if exponent is None:
       exponent = _EXPONENTS[self.length_penalty]
     return beams.LengthPenalty(self.length_penalty, exponent)
-
-
-def _check_types(settings: DecodingSettings) -> None:
-  for name in ('max_new_tokens', 'num_beams', 'top_k'):
-    value = getattr(settings, name)
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
-      raise errors.UserError(f'{name} is a whole number, not {value!r}.')
-  for name in ('temperature', 'top_p', 'length_exponent'):
-    value = getattr(settings, name)
-    absent = name == 'length_exponent' and value is None
-    if not absent and not isinstance(value, numbers.Real):
-      raise errors.UserError(f'{name} is a number, not {value!r}.')
 
 
 def decode_tokens(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mhr_jax.data import loader as loader_lib
-from mhr_jax.data.loader import MixtureSettings
+from mhr_jax.data.loader import MixtureSettings, describe_cuts
 from mhr_jax.data.read_ahead import ReadAhead, batch_dataset
 from mhr_jax.errors import UserError
 from mhr_jax.task_table import TaskTable
@@ -245,6 +245,12 @@ def test_what_is_cut_is_counted_and_still_ends(build, prepared):
     assert report[name].cut_inputs == long > 0
     long = sum(len(record.targets[0]) > 3 for record in records)
     assert report[name].cut_targets == long > 0
+  inputs_cut = sum(row.cut_inputs for row in report.values())
+  said = describe_cuts(loader.report())
+  assert said is not None and said.startswith(f'{inputs_cut} inputs and ')
+  assert (
+    describe_cuts(build(input_length=99, target_length=99).report()) is None
+  )
   inputs = loader.batch(0)['encoder_input_tokens']
   assert np.all((inputs == 1).sum(axis=1) == 1)
 
@@ -287,11 +293,11 @@ def test_parts_of_a_split(build):
 @pytest.mark.parametrize(
   'options, message',
   [
-    ({'batch_size': 0}, 'batch_size must be at least 1'),
-    ({'packing': 'tight'}, "Unknown packing 'tight'"),
-    ({'objective': 'lm'}, "Unknown objective 'lm'"),
-    ({'reference': 'last'}, "Unknown reference 'last'"),
-    ({'rates': 'fair'}, "Unknown rates 'fair'"),
+    ({'batch_size': 0}, 'batch_size is 0; at least 1'),
+    ({'packing': 'tight'}, "packing is 'tight'; one of 'none'"),
+    ({'objective': 'lm'}, "objective is 'lm'; one of"),
+    ({'reference': 'last'}, "reference is 'last'; one of"),
+    ({'rates': 'fair'}, "rates is 'fair'; one of"),
     ({'length_buckets': [(4, 4)]}, "need packing = 'length_buckets'"),
     (
       {'packing': 'length_buckets', 'length_buckets': [(99, 4)]},

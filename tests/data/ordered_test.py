@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mhr_jax.data import records
-from mhr_jax.data.ordered import ExampleSource, eval_batches
+from mhr_jax.data.ordered import ExampleSource, eval_batches, report_cuts
 from mhr_jax.errors import UserError
 from mhr_jax.task_table import TaskTable
 
@@ -111,3 +111,16 @@ def test_examples_in_memory(sources):
     examples[0]['example_id'],
     examples[1]['example_id'],
   ]
+
+
+def test_what_is_cut_is_counted_and_said_once(sources, caplog):
+  batches = eval_batches(sources, batch_size=4, input_length=5, target_length=3)
+  records = _all(report_cuts(batches))
+  inputs = sum(len(s[i]['inputs']) > 4 for s in sources for i in range(len(s)))
+  targets = sum('targets' in record.cut for record in records)
+  (said,) = caplog.messages
+  assert 'Of 17 instances' in said
+  assert f'{inputs} in inputs' in said and f'{targets} in targets' in said
+  caplog.clear()
+  wide = eval_batches(sources, batch_size=4, input_length=20, target_length=9)
+  assert len(_all(report_cuts(wide))) == 17 and not caplog.messages

@@ -119,7 +119,7 @@ def test_tasks_to_adapt_to_have_enough_instances(
 
 
 def test_options_are_checked():
-  with pytest.raises(UserError, match="order 'author'. Did you mean 'authors'"):
+  with pytest.raises(UserError, match="'author'; .* Did you mean 'authors'"):
     SplitSettings(order='author')
   with pytest.raises(UserError, match="'few_shot'.*Did you mean 'few_shot_"):
     SplitSettings.of({'few_shot': 3})
