@@ -82,7 +82,7 @@ setuptools.setup(
   package_dir={'mhr_jax.tasks': 'tasks', 'mhr_jax.configs': 'configs'},
   package_data={
     'mhr_jax.configs': ['**/*.gin'],
-    'mhr_jax.analysis': ['*.html'],
+    'mhr_jax.analysis': ['*.html', '*.css', '*.js'],
   },
   install_requires=_CORE,
   extras_require=_EXTRAS,

@@ -194,9 +194,15 @@ def _add_run_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
   )
   predict.add_argument('--max_new_tokens', type=int, default=64)
   predict.add_argument('--num_beams', type=int, default=1)
-  report = add('report', _run_report, 'write a run’s report.html', gin=False)
-  report.add_argument('run_dir', metavar='RUN')
-  report.add_argument('--output', metavar='FILE')
+  report = add(
+    'report', _run_report, 'draw a run or a study, or compare some', gin=False
+  )
+  report.add_argument('folders', nargs='+', metavar='RUN', help='or a study')
+  report.add_argument(
+    '--output',
+    metavar='FILE',
+    help='default: report.html in RUN; of several, comparison.html here',
+  )
   show = add('show', _run_show, 'print the resolved configuration', gin=True)
   show.add_argument('files', nargs='*', metavar='FILE.gin')
   study = add(
@@ -430,7 +436,10 @@ def _run_conversion(options: argparse.Namespace) -> None:
 def _run_report(options: argparse.Namespace) -> None:
   from mhr_jax.analysis import report
 
-  print(report.write_report(options.run_dir, output=options.output))
+  if len(options.folders) == 1:
+    print(report.write_report(options.folders[0], output=options.output))
+  else:
+    print(report.write_comparison(options.folders, output=options.output))
 
 
 def _run_show(options: argparse.Namespace) -> None:
