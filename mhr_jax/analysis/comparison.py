@@ -9,10 +9,14 @@ import dataclasses
 from typing import Any
 
 from etils import epath
+import numpy as np
 
 from mhr_jax import run_files
 from mhr_jax.analysis import report_tables, run_reading
 from mhr_jax.errors import UserError
+
+# {name of a row: {group of runs: a value a run}}
+Grid = dict[str, dict[str, list[float]]]
 
 _UNSET = '–'
 _MANY = 20
@@ -149,8 +153,7 @@ def _facts_of(run: run_reading.RunFacts) -> dict[str, str]:
 
 def scores(compared: Sequence[Compared]) -> list[report_tables.Table]:
   """Returns the runs' scores side by side, then those of each study."""
-  tables = _overall_table(compared)
-  tables += _task_tables(compared)
+  tables = _run_tables(_all_runs(compared))
   for one in compared:
     if one.results:
       table = report_tables.score_tables([], one.results)[0]
@@ -160,68 +163,62 @@ def scores(compared: Sequence[Compared]) -> list[report_tables.Table]:
   return tables
 
 
-def _overall_table(compared) -> list[report_tables.Table]:
-  """One row a run; one column a number of one of its evaluations."""
-  of_runs = {
-    run.name: {
-      _column(name, metric): value
-      for name, found in run.scores.items()
-      for metric, value in found.get('overall', {}).items()
-      if metric != 'instances'
-    }
-    for run in _all_runs(compared)
-  }
-  of_runs = {name: of for name, of in of_runs.items() if of}
-  if not of_runs:
-    return []
-  columns = dict.fromkeys(column for of in of_runs.values() for column in of)
+def _run_tables(
+  runs: Sequence[run_reading.RunFacts],
+) -> list[report_tables.Table]:
+  """One table over all instances; one by task where several groups have it."""
+  overall: Grid = {}
+  by_task: dict[str, Grid] = {}
+  for run in runs:
+    for name, found in run.scores.items():
+      for metric, value in _numbers(found.get('overall', {})):
+        _add(overall, _title(name, metric), run.group, value)
+      for task, of in found.get('tasks', {}).items():
+        for metric, value in _numbers(of):
+          grid = by_task.setdefault(_title(name, metric), {})
+          _add(grid, task, run.group, value)
+  tables = [_table('Scores of the runs', 'score', overall)]
+  tables += [
+    _table(f'By task, {title}', 'task', grid)
+    for title, grid in by_task.items()
+    if len({group for row in grid.values() for group in row}) > 1
+  ]
+  return [table for table in tables if table.rows]
+
+
+def _numbers(of: Mapping[str, float | None]) -> list[tuple[str, float]]:
   return [
-    report_tables.Table(
-      title='Scores of the runs',
-      header=('run', *columns),
-      rows=[
-        [name, *(report_tables.format_score(of.get(c)) for c in columns)]
-        for name, of in of_runs.items()
-      ],
-      note='Over all instances of an evaluation.',
-    )
+    (metric, value)
+    for metric, value in of.items()
+    if metric != 'instances' and value is not None
   ]
 
 
-def _column(evaluation: str, metric: str) -> str:
+def _title(evaluation: str, metric: str) -> str:
   words = report_tables.to_words(metric)
   return f'{evaluation}: {words}' if evaluation else words
 
 
-def _task_tables(compared) -> list[report_tables.Table]:
-  """One table an evaluation and number that several runs have."""
-  found: dict[str, dict[str, dict[str, float]]] = {}
-  for run in _all_runs(compared):
-    for name, of in run.scores.items():
-      for task, part in of.get('tasks', {}).items():
-        for metric, value in part.items():
-          if metric != 'instances':
-            by_run = found.setdefault(_column(name, metric), {})
-            by_run.setdefault(run.name, {})[task] = value
-  tables = []
-  for column, by_run in found.items():
-    tasks = dict.fromkeys(task for of in by_run.values() for task in of)
-    if len(by_run) > 1:
-      tables.append(
-        report_tables.Table(
-          title=f'By task, {column}',
-          header=('task', *by_run),
-          rows=[
-            [
-              task,
-              *(
-                report_tables.format_score(of.get(task))
-                for of in by_run.values()
-              ),
-            ]
-            for task in tasks
-          ],
-          folded=len(tasks) > _MANY,
-        )
-      )
-  return tables
+def _add(grid: Grid, row: str, group: str, value: float) -> None:
+  grid.setdefault(row, {}).setdefault(group, []).append(value)
+
+
+def _table(title: str, first: str, grid: Grid) -> report_tables.Table:
+  """Returns the means of a grid: a row a name, a column a group of runs."""
+  groups = dict.fromkeys(group for row in grid.values() for group in row)
+  return report_tables.Table(
+    title=title,
+    header=(first, *groups),
+    rows=[
+      [name, *(_mean(row.get(g)) for g in groups)] for name, row in grid.items()
+    ],
+    note='Over all instances of an evaluation; a study’s runs of one method'
+    ' are averaged.'
+    if first == 'score'
+    else '',
+    folded=len(grid) > _MANY,
+  )
+
+
+def _mean(values: Sequence[float] | None) -> str:
+  return report_tables.format_score(float(np.mean(values)) if values else None)

@@ -60,7 +60,7 @@ def score_tables(
     tables = [_method_table(results), _gain_table(results)]
     return [table for table in tables if table.rows] + _task_tables(results)
   return [
-    _run_scores(name or run.name, found)
+    _run_scores(_evaluation_title(run.name, name, len(runs)), found)
     for run in runs
     for name, found in run.scores.items()
   ]
@@ -221,6 +221,13 @@ def _task_columns(results, phase, tasks) -> dict[str, Mapping[str, float]]:
   return {name: of for name, of in found.items() if set(of) & set(tasks)}
 
 
+def _evaluation_title(run: str, evaluation: str, n_runs: int) -> str:
+  """Names an evaluation; by its run too where there are several."""
+  if evaluation and n_runs > 1:
+    return f'{run}, {evaluation}'
+  return evaluation or run
+
+
 def _run_scores(name: str, scores: Mapping[str, Any]) -> Table:
   """All numbers of a `scores.json`, by task and over all."""
   metrics = [name for name in scores['overall'] if name != 'instances']
@@ -241,7 +248,7 @@ def _run_scores(name: str, scores: Mapping[str, Any]) -> Table:
   ]
   return Table(
     title=f'Scores: {name}',
-    header=('', 'instances', *(to_words(metric) for metric in metrics)),
+    header=('part', 'instances', *(to_words(metric) for metric in metrics)),
     rows=rows,
     folded=len(rows) > 2 * _FOLD,
   )

@@ -41,8 +41,8 @@ def test_equal_runs_differ_in_nothing(tmp_path):
 
 def test_scores_stand_side_by_side(runs):
   overall, by_task = comparison.scores(comparison.read_compared(runs))
-  assert overall.header == ('run', 'test: exact match')
-  assert overall.rows == [['first/seed0', '50.0'], ['second/seed0', '75.0']]
+  assert overall.header == ('score', 'first/seed0', 'second/seed0')
+  assert overall.rows == [['test: exact match', '50.0', '75.0']]
   assert by_task.header == ('task', 'first/seed0', 'second/seed0')
   assert by_task.rows == [
     ['a', '40.0', '80.0'],
@@ -67,6 +67,7 @@ def test_a_study_and_a_run(runs, tmp_path):
   study = tmp_path / 'study'
   for seed in range(2):
     run_folders.write_run(study / 'mhr' / f'seed{seed}', rank='8')
+    run_folders.write_scores(study / 'mhr' / f'seed{seed}', a=10.0 * seed)
   cell = {'mean': 5.0, 'values': [4.0, 6.0]}
   results = {'methods': {'mhr': {'few_shot': cell}}}
   run_files.write_json(study / run_files.RESULTS_FILE, results)
@@ -74,7 +75,12 @@ def test_a_study_and_a_run(runs, tmp_path):
   (table,) = comparison.differences(compared)
   # The seeds of a study's method are one column.
   assert table.header == ('setting', 'seed0', 'study/mhr')
-  assert comparison.scores(compared)[-1].title.startswith('study: Scores by')
+  overall, of_study = comparison.scores(compared)
+  assert overall.rows == [
+    ['test: exact match', '50.0', '–'],
+    ['exact match', '–', '5.0'],
+  ]
+  assert of_study.title.startswith('study: Scores by')
 
 
 def test_labels_are_the_shortest_ends_that_differ(tmp_path):
