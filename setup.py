@@ -25,6 +25,7 @@ _CORE = [
   'safetensors>=0.5',
   'scipy>=1.13',
   'sentencepiece>=0.2.1',
+  'shtab>=1.8',
   'tensorboard>=2.20',
   'tensorflow-datasets>=4.9.9',
   'tensorstore>=0.1.80',
@@ -49,7 +50,17 @@ _EXTRAS = {
   ],
   'cuda12': ['jax[cuda12]>=0.10,<0.12'],
   'tpu': ['jax[tpu]>=0.10,<0.12'],
+  # Guides and reference; notebooks are pages.
+  'docs': [
+    'furo>=2025.9',
+    'myst-nb>=1.3',
+    'sphinx>=9,<10',
+  ],
+  # `playwright` drives the Chromium of the system, and downloads none.
   'dev': [
+    'ipykernel>=7',
+    'nbclient>=0.10',
+    'playwright>=1.50',
     'pre-commit>=4',
     'pyrefly>=1.4,<1.5',
     'pytest>=9',

@@ -13,7 +13,7 @@ import shlex
 import sys
 from typing import Any, NoReturn
 
-from mhr_jax import command_flags
+from mhr_jax import command_examples, command_flags
 from mhr_jax.errors import UserError
 
 _MAX_LINES = 5
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   logging.getLogger('absl').setLevel(logging.ERROR)
   try:
     rest, bindings = split_bindings(argv)
-    options = _parser().parse_args(rest)
+    options = build_parser().parse_args(rest)
     options.bindings = bindings
     options.command_line = shlex.join(['mhr-jax', *argv])
     options.run(options)
@@ -95,7 +95,8 @@ class _Parser(argparse.ArgumentParser):
     raise UserError(f'{message}. `{self.prog} --help` lists what there is.')
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+  """Returns the parser of the whole program."""
   parser = _Parser(
     prog='mhr-jax',
     description='Multi-Head Adapter Routing for JAX.',
@@ -107,7 +108,13 @@ def _parser() -> argparse.ArgumentParser:
   )
 
   def add(name: str, run: Callable[[Any], None], text: str, *, gin: bool):
-    command = commands.add_parser(name, help=text, description=text)
+    command = commands.add_parser(
+      name,
+      help=text,
+      description=text,
+      epilog=command_examples.examples_of(name),
+      formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     command.set_defaults(run=run)
     if gin:
       _add_gin_flags(command)
@@ -115,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
 
   _add_data_commands(add)
   _add_run_commands(add)
-  _add_conversion_commands(add)
+  command_flags.add_conversion_commands(add, _run_conversion)
   return parser
 
 
@@ -209,56 +216,14 @@ def _add_run_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     'study', _run_study, 'compare methods: train, adapt, report', gin=True
   )
   study.add_argument('files', nargs='*', metavar='STUDY.gin')
+  completion = add(
+    'completion', _run_completion, 'print completion for a shell', gin=False
+  )
+  completion.add_argument('shell', choices=('bash', 'zsh', 'tcsh'))
   add('doctor', _run_doctor, 'say what this environment can do', gin=False)
   command_flags.add_methods_flags(
     add('methods', _run_methods, 'list methods; count parameters', gin=True)
   )
-
-
-def _add_conversion_commands(
-  add: Callable[..., argparse.ArgumentParser],
-) -> None:
-  convert = add(
-    'convert',
-    _run_conversion,
-    'write a run, a backbone or an adapter in another format',
-    gin=False,
-  )
-  convert.add_argument('source', metavar='SOURCE', help='its format is found')
-  convert.add_argument('target', metavar='TARGET', help='a new folder')
-  convert.add_argument('--adapter', help='to put on the backbone at SOURCE')
-  convert.add_argument(
-    '--allow_pickle', action='store_true', help='read files that are pickles'
-  )
-  export = add(
-    'export', _run_conversion, 'convert, for a run of ours', gin=False
-  )
-  export.add_argument('source', metavar='RUN')
-  export.add_argument('target', metavar='TARGET', help='a new folder')
-  for command, is_export in ((convert, False), (export, True)):
-    command.set_defaults(is_export=is_export)
-    command.add_argument('--format', required=True, help='of TARGET; see below')
-    command.add_argument('--task', help="a name, an id, or 'average'")
-    command.add_argument(
-      '--step', type=int, help='of which checkpoint of a run; default: the last'
-    )
-    command.add_argument('--dtype', help='float32 or bfloat16, of a backbone')
-    command.add_argument(
-      '--vocabulary', help='a model file, a folder, or bytes'
-    )
-    command.add_argument(
-      '--tasks', metavar='FILE', help='names for the tasks, one a line'
-    )
-    command.add_argument('--base_model', help="the backbone's name, for PEFT")
-    command.add_argument(
-      '--with_optimizer',
-      action='store_true',
-      help='t5x: its state too, to resume from; run has it anyway',
-    )
-    command.epilog = (
-      'formats: native, peft-poly, peft-lora, peft-ia3, hf (transformers), t5x,'
-      ' stablehlo, run (for our trainer)'
-    )
 
 
 def _configure(options: argparse.Namespace, files: Sequence[str] = ()) -> Any:
@@ -466,6 +431,12 @@ def _run_study(options: argparse.Namespace) -> None:
   given = {'command': options.command_line}
   resolved = configuration.resolve(study.study, given=(*given, 'config_text'))
   configuration.call(study.study, config_text=resolved.to_text(), **given)
+
+
+def _run_completion(options: argparse.Namespace) -> None:
+  from mhr_jax import completion
+
+  print(completion.write_script(build_parser(), options.shell))
 
 
 def _run_doctor(options: argparse.Namespace) -> None:

@@ -44,6 +44,11 @@ def format_rate(value: float) -> str:
   return f'{value:.3g}'
 
 
+def _stderr() -> rich_console.Console:
+  """Standard error; in a notebook too, where rich would draw each line."""
+  return rich_console.Console(stderr=True, force_jupyter=False)
+
+
 class _Rates:
   """Steps, examples and tokens a second over the last seconds."""
 
@@ -107,7 +112,7 @@ class Progress:
     self._step = start
     self._label = label
     self._every_seconds = every_seconds
-    self._console = console or rich_console.Console(stderr=True)
+    self._console = console or _stderr()
     self._enabled = enabled
     self._rates = _Rates(start, time.monotonic())
     self._last_line: float | None = None

@@ -102,7 +102,7 @@ _ROWS = (
     'study*',
   ),
   ('configurables',),
-  ('cli', 'command_flags'),
+  ('cli', 'command_examples', 'command_flags', 'completion'),
   ('t5x.*',),
 )
 # The only modules that import seqio or TensorFlow. Others may import these
