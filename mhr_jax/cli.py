@@ -210,6 +210,9 @@ def _add_run_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     metavar='FILE',
     help='default: report.html in RUN; of several, comparison.html here',
   )
+  report.add_argument(
+    '--figures', metavar='FOLDER', help='for each figure as PNG, too'
+  )
   show = add('show', _run_show, 'print the resolved configuration', gin=True)
   show.add_argument('files', nargs='*', metavar='FILE.gin')
   study = add(
@@ -401,10 +404,11 @@ def _run_conversion(options: argparse.Namespace) -> None:
 def _run_report(options: argparse.Namespace) -> None:
   from mhr_jax.analysis import report
 
+  to = {'output': options.output, 'figures_folder': options.figures}
   if len(options.folders) == 1:
-    print(report.write_report(options.folders[0], output=options.output))
+    print(report.write_report(options.folders[0], **to))
   else:
-    print(report.write_comparison(options.folders, output=options.output))
+    print(report.write_comparison(options.folders, **to))
 
 
 def _run_show(options: argparse.Namespace) -> None:

@@ -44,9 +44,14 @@ def format_rate(value: float) -> str:
   return f'{value:.3g}'
 
 
-def _stderr() -> rich_console.Console:
-  """Standard error; in a notebook too, where rich would draw each line."""
-  return rich_console.Console(stderr=True, force_jupyter=False)
+def stderr_console() -> rich_console.Console:
+  """Returns standard error; in a notebook too, where it is no terminal."""
+  console = rich_console.Console(stderr=True)
+  if console.is_jupyter:
+    return rich_console.Console(
+      stderr=True, force_jupyter=False, force_terminal=False
+    )
+  return console
 
 
 class _Rates:
@@ -112,7 +117,7 @@ class Progress:
     self._step = start
     self._label = label
     self._every_seconds = every_seconds
-    self._console = console or _stderr()
+    self._console = console or stderr_console()
     self._enabled = enabled
     self._rates = _Rates(start, time.monotonic())
     self._last_line: float | None = None

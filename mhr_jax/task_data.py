@@ -26,6 +26,7 @@ from etils import epath
 from mhr_jax import run_files
 from mhr_jax.data import record_format, records
 from mhr_jax.errors import UserError
+from mhr_jax.startup_lines import without_startup_lines
 
 DEFAULT_DATA_DIR = 'data_cache'
 MADE_FROM = 'made_from'
@@ -53,7 +54,8 @@ class TaskModule:
       UserError: there is no such module, or it has no such option.
     """
     try:
-      module = importlib.import_module(self.name)
+      with without_startup_lines():
+        module = importlib.import_module(self.name)
     except ModuleNotFoundError as error:
       raise UserError(_missing_module(self.name, error.name or '')) from error
     register = getattr(module, 'register', None)
@@ -168,7 +170,8 @@ def prepare_tasks(
   for module in data.modules:
     module.register()
   # seqio and TensorFlow are imported here and nowhere else in a run.
-  from mhr_jax.data import prepare
+  with without_startup_lines():
+    from mhr_jax.data import prepare
 
   prepared = prepare.prepare(data.data_dir, data.names, remake=remake)
   if data.modules:

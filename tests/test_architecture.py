@@ -19,7 +19,7 @@ _ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 # Patterns of module names, `mhr_jax.` left out, from the foundations upwards.
 _ROWS = (
-  ('errors', 'tree_paths'),
+  ('errors', 'startup_lines', 'tree_paths'),
   (
     'adafactor',
     'aggregation',

@@ -25,6 +25,7 @@ from collections.abc import Mapping, Sequence
 import datetime
 import hashlib
 import importlib.resources
+import itertools
 from typing import Any
 
 from etils import epath
@@ -34,6 +35,7 @@ import markupsafe
 from mhr_jax import run_files
 from mhr_jax.analysis import (
   comparison,
+  figures,
   report_adaptation,
   report_routing,
   report_tables,
@@ -50,6 +52,7 @@ def write_report(
   folder: epath.PathLike,
   *,
   output: epath.PathLike | None = None,
+  figures_folder: epath.PathLike | None = None,
   heatmaps: Sequence[tuple[str, int]] = (),
 ) -> epath.Path:
   """Writes the report of a run folder or of a study.
@@ -57,6 +60,7 @@ def write_report(
   Args:
     folder: the run's or the study's.
     output: the file to write; `report.html` in `folder` by default.
+    figures_folder: for each figure as a PNG file, too; None for none.
     heatmaps: which routers to draw, as (path of a linear, layer); by default
       those whose weights differ most between tasks.
 
@@ -76,6 +80,7 @@ def write_report(
     runs,
     results=results,
     adapted=run_reading.read_adapted(folder),
+    figures_folder=figures_folder,
     heatmaps=heatmaps,
   )
   output = epath.Path(output) if output else folder / run_files.REPORT_FILE
@@ -87,6 +92,7 @@ def write_comparison(
   folders: Sequence[epath.PathLike],
   *,
   output: epath.PathLike | None = None,
+  figures_folder: epath.PathLike | None = None,
   heatmaps: Sequence[tuple[str, int]] = (),
 ) -> epath.Path:
   """Writes a report of several runs or studies, against each other.
@@ -95,6 +101,7 @@ def write_comparison(
     folders: at least two.
     output: the file to write; by default `comparison.html` in the working
       directory.
+    figures_folder: see `write_report`.
     heatmaps: see `write_report`.
 
   Returns:
@@ -110,6 +117,7 @@ def write_comparison(
     differences=comparison.differences(compared),
     scores=comparison.scores(compared),
     adapted=[cell for one in compared for cell in one.adapted],
+    figures_folder=figures_folder,
     heatmaps=heatmaps,
   )
   output = epath.Path(output or COMPARISON_FILE)
@@ -125,6 +133,7 @@ def render_report(
   differences: Sequence[report_tables.Table] = (),
   scores: Sequence[report_tables.Table] | None = None,
   adapted: Sequence[run_reading.AdaptedFacts] = (),
+  figures_folder: epath.PathLike | None = None,
   heatmaps: Sequence[tuple[str, int]] = (),
 ) -> str:
   """Returns the page.
@@ -136,12 +145,25 @@ def render_report(
     differences: between the settings of several runs.
     scores: tables of them; by default those of `results` or of the runs.
     adapted: what few-shot adaptation moved.
+    figures_folder: see `write_report`.
     heatmaps: see `write_report`.
   """
   environment = jinja2.Environment(
     autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
   )
   script = _read('report.js')
+  drawn = {
+    'score_figures': study_figures.study_figures(results or {}),
+    'curves': report_training.curve_figures(runs),
+    'alignment': report_training.alignment_figures(runs),
+    'routing_curves': report_training.routing_curves(runs),
+    'adaptation': report_adaptation.adaptation_figures(adapted),
+  }
+  sections = report_routing.routing_sections(runs, heatmaps)
+  if figures_folder is not None:
+    of_sections = [figure for of in sections for figure in of.figures]
+    found = [*itertools.chain(*drawn.values()), *of_sections]
+    figures.write_pngs(figures_folder, found)
   return environment.from_string(_read('report.html')).render(
     title=title,
     policy=_policy(script),
@@ -152,12 +174,8 @@ def render_report(
     written=datetime.datetime.now().strftime('%Y-%m-%d %H:%M'),
     facts=_facts(runs, results),
     scores=_score_tables(runs, results) if scores is None else scores,
-    score_figures=study_figures.study_figures(results or {}),
-    curves=report_training.curve_figures(runs),
-    alignment=report_training.alignment_figures(runs),
-    routing_curves=report_training.routing_curves(runs),
-    routing=report_routing.routing_sections(runs, heatmaps),
-    adaptation=report_adaptation.adaptation_figures(adapted),
+    **drawn,
+    routing=sections,
     parameters=report_tables.parameter_tables(runs),
     configurations=_configurations(runs),
     settings=_settings_tables(runs),

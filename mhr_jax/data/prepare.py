@@ -20,7 +20,6 @@ from typing import Any, Literal
 import uuid
 
 from etils import epath
-from rich import console as rich_console
 from rich import progress as rich_progress
 import seqio
 
@@ -34,6 +33,7 @@ from mhr_jax.data import (
 )
 from mhr_jax.data.record_format import Record
 from mhr_jax.errors import UserError
+from mhr_jax.progress import stderr_console
 
 _LOCK = 'prepare.lock'
 _MAKING = 'making-'
@@ -286,7 +286,7 @@ def _versions() -> dict[str, str]:
 @contextlib.contextmanager
 def _bar(progress: Literal['auto', 'off'], total: int):
   """Yields a function that moves the bar on; silent without a terminal."""
-  console = rich_console.Console(stderr=True)
+  console = stderr_console()
   columns = (
     rich_progress.TextColumn('preparing'),
     rich_progress.BarColumn(),

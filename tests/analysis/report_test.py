@@ -174,6 +174,16 @@ def test_the_only_script_is_the_one_that_the_policy_names(tmp_path):
   assert f"script-src 'sha256-{digest.decode()}'" in policy
 
 
+def test_figures_as_files(tmp_path):
+  run_folders.write_run(tmp_path)
+  report.write_report(tmp_path, figures_folder=tmp_path / 'figures')
+  names = {path.name for path in (tmp_path / 'figures').iterdir()}
+  assert 'learning_curves_mhr.png' in names and len(names) == 4
+  for name in names:
+    start = (tmp_path / 'figures' / name).read_bytes()[:8]
+    assert start == b'\x89PNG\r\n\x1a\n'
+
+
 def test_ids_are_unique(tmp_path):
   for name in ('mhr', 'poly'):
     run_folders.write_run(tmp_path / name, method=name)
