@@ -234,6 +234,7 @@ def saved_structure(folder: epath.PathLike) -> Any:
   folder = absolute(folder)
   with (
     explained(str(folder)),
+    _without_metadata_warning(),
     ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer,
   ):
     saved = checkpointer.metadata(folder).item_metadata

@@ -22,6 +22,7 @@ import uuid
 from etils import epath
 from rich import progress as rich_progress
 import seqio
+import tensorflow as tf
 
 from mhr_jax.data import (
   fingerprints,
@@ -83,6 +84,7 @@ def prepare(
     UserError: a name is unknown, a task cannot be made, or two tasks have the
       same folder.
   """
+  _keep_off_gpus()
   data_dir = epath.Path(data_dir)
   resolved = {name: registry.resolve(name) for name in names}
   tasks = sorted({task for rates in resolved.values() for task in rates.tasks})
@@ -96,6 +98,12 @@ def prepare(
     if registry.is_mixture(name):
       _write_mixture(data_dir, name, rates)
   return results
+
+
+def _keep_off_gpus() -> None:
+  """Hides GPUs from TensorFlow, which would take all of their memory."""
+  with contextlib.suppress(RuntimeError):  # It has started already.
+    tf.config.set_visible_devices([], 'GPU')
 
 
 def task_fingerprint(task: seqio.Task) -> str:
