@@ -4,7 +4,7 @@ BIN := .venv/bin
 SHELL := /bin/bash
 JOBS ?= 2
 
-.PHONY: setup quickstart lint types test test-slow test-interop test-t5x clean
+.PHONY: setup quickstart lint types test test-slow test-interop test-t5x docs clean
 
 setup: .venv/setup.stamp
 
@@ -42,6 +42,13 @@ test-interop: .venv/interop.stamp
 # T5X_DIR=<checkout of google-research/t5x> make test-t5x
 test-t5x: .venv/t5x.stamp
 	$(BIN)/python -m pytest -q --durations=20 -m t5x
+
+.venv/docs.stamp: .venv/setup.stamp
+	$(BIN)/pip install -q -c constraints.txt -e '.[data,dev,docs]' && touch $@
+
+# Guides and reference, in build/docs/index.html; a warning is an error.
+docs: .venv/docs.stamp
+	$(BIN)/python -m sphinx -q -E -W --keep-going -b html docs build/docs
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache

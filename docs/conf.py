@@ -31,6 +31,7 @@ napoleon_use_ivar = True
 default_role = 'code'
 autodoc_member_order = 'bysource'
 autodoc_typehints = 'signature'
+autodoc_preserve_defaults = True
 autodoc_typehints_format = 'short'
 autodoc_class_signature = 'separated'
 python_display_short_literal_types = True

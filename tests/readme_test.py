@@ -123,10 +123,11 @@ def test_your_own_tasks(backbone, capsys):
   assert 'mine_sentiment' in capsys.readouterr().out
   assert not (backbone / 'runs').exists()
   argv.remove('--dry_run')
-  assert cli.main([*argv, '--gin.STEPS=2', '--gin.BATCH_SIZE=4']) == 0
+  small = ['--gin.STEPS=2', '--gin.INPUT_LENGTH=16', '--gin.TARGET_LENGTH=8']
+  assert cli.main([*argv, *small, '--gin.BATCH_SIZE=8']) == 0
   exec(program, {})
   (argv,) = _commands(adapt)
-  assert cli.main([*argv, '--gin.STEPS=2', '--gin.SEEDS=(0,)']) == 0
+  assert cli.main([*argv, *small, '--gin.SEEDS=(0,)']) == 0
   assert 'new_joke' in capsys.readouterr().out
 
 
