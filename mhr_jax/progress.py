@@ -135,8 +135,10 @@ class Progress:
         console=self._console,
       )
       self._bar.start()
+      # Until the first update: data is opened, and the step is compiled.
+      line = f'{self._step}/{self.total}  starting'
       self._task = self._bar.add_task(
-        self._label, total=self.total, completed=self._step, line=''
+        self._label, total=self.total, completed=self._step, line=line
       )
     return self
 
