@@ -42,7 +42,8 @@ def write_script(parser: argparse.ArgumentParser, shell: str) -> str:
     elif action.metavar in ('RUN', 'SOURCE', 'TARGET'):
       _complete(action, shtab.DIRECTORY)
   names = ' '.join(_packaged_names())
-  preamble = {
+  # By shell; shtab's own annotation names a text alone.
+  preamble: Any = {
     'bash': _BASH.format(function=_FUNCTION, names=names),
     'zsh': _ZSH.format(function=_FUNCTION, names=names),
   }

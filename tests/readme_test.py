@@ -119,12 +119,13 @@ def test_your_own_tasks(backbone, capsys):
     _write_task(backbone / 'my_data' / name, train=40, validation=4)
   _write_task(backbone / 'new_data' / 'joke', few_shot=32, test=4)
   (argv,) = _commands(train)
+  small = ['--gin.INPUT_LENGTH=16', '--gin.TARGET_LENGTH=8', '--gin.STEPS=2']
+  argv += [*small, '--gin.BATCH_SIZE=8']
   assert cli.main(argv) == 0
   assert 'mine_sentiment' in capsys.readouterr().out
   assert not (backbone / 'runs').exists()
   argv.remove('--dry_run')
-  small = ['--gin.STEPS=2', '--gin.INPUT_LENGTH=16', '--gin.TARGET_LENGTH=8']
-  assert cli.main([*argv, *small, '--gin.BATCH_SIZE=8']) == 0
+  assert cli.main(argv) == 0
   exec(program, {})
   (argv,) = _commands(adapt)
   assert cli.main([*argv, *small, '--gin.SEEDS=(0,)']) == 0
