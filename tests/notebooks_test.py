@@ -39,9 +39,7 @@ def test_outputs_are_stored_short_and_without_places(name):
 
 
 @pytest.mark.slow
-def test_they_run_and_routing_is_used(tmp_path, monkeypatch):
-  # The tests' virtual devices are no reader's.
-  monkeypatch.delenv('XLA_FLAGS', raising=False)
+def test_they_run_and_routing_is_used(tmp_path):
   printed = {}
   for name in _NAMES:
     notebook = _read(name)
