@@ -39,13 +39,14 @@ def test_outputs_are_stored_short_and_without_places(name):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_they_run_and_routing_is_used(tmp_path):
   printed = {}
   for name in _NAMES:
     notebook = _read(name)
     client = nbclient.NotebookClient(
       notebook,
-      timeout=400,
+      timeout=None,  # pytest's holds for both.
       kernel_name='python3',
       resources={'metadata': {'path': tmp_path}},
     )
