@@ -103,10 +103,10 @@ EXAMPLES = {
 
 
 def examples_of(command: str) -> str:
-  """Returns the last lines of a command's help.
+  """Returns the last lines of a command's help; '' where there are none.
 
   >>> print(examples_of('doctor').splitlines()[1])
     mhr-jax doctor
   """
-  lines = [f'  mhr-jax {line}' for line in EXAMPLES[command]]
-  return '\n'.join(['three commands to paste:', *lines])
+  lines = [f'  mhr-jax {line}' for line in EXAMPLES.get(command, ())]
+  return '\n'.join(['three commands to paste:', *lines] if lines else [])
