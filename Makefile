@@ -5,7 +5,7 @@ SHELL := /bin/bash
 JOBS ?= 2
 
 .PHONY: setup quickstart lint types test test-slow test-interop test-t5x \
-  test-bad-input test-fuzz dist-test audit clean
+  test-bad-input test-fuzz dist-test audit docs clean
 
 setup: .venv/setup.stamp
 
@@ -67,6 +67,13 @@ dist-test: setup
 # fails also where a package could not be looked up.
 audit: .venv/audit.stamp
 	$(BIN)/pip-audit --strict --no-deps --disable-pip -r constraints.txt
+
+.venv/docs.stamp: .venv/setup.stamp
+	$(BIN)/pip install -q -c constraints.txt -e '.[data,dev,docs]' && touch $@
+
+# Guides and reference, in build/docs/index.html; a warning is an error.
+docs: .venv/docs.stamp
+	$(BIN)/python -m sphinx -q -E -W --keep-going -b html docs build/docs
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache

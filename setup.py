@@ -27,6 +27,7 @@ _CORE = [
   'safetensors>=0.5',
   'scipy>=1.13',
   'sentencepiece>=0.2.1',
+  'shtab>=1.8',
   'tensorboard>=2.20',
   'tensorflow-datasets>=4.9.9',
   'tensorstore>=0.1.80',
@@ -55,9 +56,19 @@ _EXTRAS = {
   # A writer of metrics (`TrainSettings.writers`).
   'wandb': ['wandb>=0.31'],
   'audit': ['pip-audit>=2.10'],
+  # Guides and reference; notebooks are pages.
+  'docs': [
+    'furo>=2025.9',
+    'myst-nb>=1.3',
+    'sphinx>=9,<10',
+  ],
+  # `playwright` drives the Chromium of the system, and downloads none.
   'dev': [
     'build>=1.6',
     'hypothesis>=6.150',
+    'ipykernel>=7',
+    'nbclient>=0.10',
+    'playwright>=1.50',
     'pre-commit>=4',
     'pyrefly>=1.4,<1.5',
     'pytest>=9',
@@ -107,7 +118,7 @@ setuptools.setup(
   package_data={
     'mhr_jax': ['py.typed'],
     'mhr_jax.configs': ['**/*.gin'],
-    'mhr_jax.analysis': ['*.html'],
+    'mhr_jax.analysis': ['*.html', '*.css', '*.js'],
   },
   install_requires=_CORE,
   extras_require=_EXTRAS,

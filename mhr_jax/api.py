@@ -299,16 +299,22 @@ class Model:
   ) -> saving.Saved:
     """Writes the model, or a part of it, in a format.
 
-    | format | what is written | task |
-    |---|---|---|
-    | 'native' | the adapters alone; a bare backbone, with its vocabulary | one, or all |
-    | 'peft-poly' | the adapters and routers, as PEFT's POLY | all |
-    | 'peft-lora' | a task's one low-rank pair, as PEFT's LORA | one |
-    | 'peft-ia3' | a task's one (IA)³ scale, as PEFT's IA3 | one |
-    | 'hf' | a folder of transformers, the adapter fused into it | one |
-    | 't5x' | a T5X checkpoint: of a task likewise, else unfused | one, or all |
-    | 'run' | a run folder, for our trainer to go on with | all |
-    | 'stablehlo' | programs that jax alone runs | one, or all |
+    Of all tasks, or of one where `task` says which:
+
+    * 'native': the adapters alone; a bare backbone, with its vocabulary.
+    * 't5x': a T5X checkpoint; of one task as 'hf', of all of them unfused.
+    * 'stablehlo': programs that jax alone runs.
+
+    Of all tasks:
+
+    * 'peft-poly': the adapters and routers, as PEFT's POLY.
+    * 'run': a run folder, for our trainer to go on with.
+
+    Of one task:
+
+    * 'peft-lora': its one low-rank pair, as PEFT's LORA.
+    * 'peft-ia3': its one (IA)³ scale, as PEFT's IA3.
+    * 'hf': a folder of transformers, the adapter fused into it.
 
     Fusing takes its sums in float32. 'run' and unfused 't5x' hold the
     optimizer's state where the model was loaded `with_optimizer`; training

@@ -8,6 +8,7 @@ missing, extra or of another shape is an error that names it.
 
 from collections.abc import Iterator, Mapping
 import contextlib
+import logging
 from typing import Any
 
 from etils import epath
@@ -203,9 +204,25 @@ def restore_tree(folder: epath.PathLike, target: Any) -> Any:
   check_tree(saved_structure(folder), target, where=str(folder))
   with (
     explained(str(folder)),
+    _without_metadata_warning(),
     ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer,
   ):
     return checkpointer.restore(folder, args=_restore_args(target))
+
+
+@contextlib.contextmanager
+def _without_metadata_warning() -> Iterator[None]:
+  """An item of a step has no metadata of its own: Orbax need not warn."""
+
+  def keep(record: logging.LogRecord) -> bool:
+    return 'Metadata file does not exist' not in record.getMessage()
+
+  log = logging.getLogger('absl')
+  log.addFilter(keep)
+  try:
+    yield
+  finally:
+    log.removeFilter(keep)
 
 
 def saved_structure(folder: epath.PathLike) -> Any:
@@ -217,6 +234,7 @@ def saved_structure(folder: epath.PathLike) -> Any:
   folder = absolute(folder)
   with (
     explained(str(folder)),
+    _without_metadata_warning(),
     ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer,
   ):
     saved = checkpointer.metadata(folder).item_metadata

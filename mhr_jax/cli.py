@@ -13,7 +13,7 @@ import shlex
 import sys
 from typing import Any, NoReturn
 
-from mhr_jax import command_flags
+from mhr_jax import command_examples, command_flags
 from mhr_jax.errors import UserError, shorten
 from mhr_jax.setting_checks import check_count
 
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   logging.getLogger('absl').setLevel(logging.ERROR)
   try:
     rest, bindings = split_bindings(argv)
-    options = _parser().parse_args(rest)
+    options = build_parser().parse_args(rest)
     options.bindings = bindings
     options.command_line = shlex.join(['mhr-jax', *argv])
     options.run(options)
@@ -92,7 +92,8 @@ class _Parser(argparse.ArgumentParser):
     raise UserError(f'{message}. `{self.prog} --help` lists what there is.')
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+  """Returns the parser of the whole program."""
   parser = _Parser(
     prog='mhr-jax',
     description='Multi-Head Adapter Routing for JAX.',
@@ -104,7 +105,13 @@ def _parser() -> argparse.ArgumentParser:
   )
 
   def add(name: str, run: Callable[[Any], None], text: str, *, gin: bool):
-    command = commands.add_parser(name, help=text, description=text)
+    command = commands.add_parser(
+      name,
+      help=text,
+      description=text,
+      epilog=command_examples.examples_of(name),
+      formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     command.set_defaults(run=run)
     if gin:
       _add_gin_flags(command)
@@ -112,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
 
   _add_data_commands(add)
   _add_run_commands(add)
-  _add_conversion_commands(add)
+  command_flags.add_conversion_commands(add, _run_conversion)
   return parser
 
 
@@ -196,65 +203,32 @@ def _add_run_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
   )
   predict.add_argument('--max_new_tokens', type=int, default=64)
   predict.add_argument('--num_beams', type=int, default=1)
-  report = add('report', _run_report, 'write a run’s report.html', gin=False)
-  report.add_argument('run_dir', metavar='RUN')
-  report.add_argument('--output', metavar='FILE')
+  report = add(
+    'report', _run_report, 'draw a run or a study, or compare some', gin=False
+  )
+  report.add_argument('folders', nargs='+', metavar='RUN', help='or a study')
+  report.add_argument(
+    '--output',
+    metavar='FILE',
+    help='default: report.html in RUN; of several, comparison.html here',
+  )
+  report.add_argument(
+    '--figures', metavar='FOLDER', help='for each figure as PNG, too'
+  )
   show = add('show', _run_show, 'print the resolved configuration', gin=True)
   show.add_argument('files', nargs='*', metavar='FILE.gin')
   study = add(
     'study', _run_study, 'compare methods: train, adapt, report', gin=True
   )
   study.add_argument('files', nargs='*', metavar='STUDY.gin')
+  completion = add(
+    'completion', _run_completion, 'print completion for a shell', gin=False
+  )
+  completion.add_argument('shell', choices=('bash', 'zsh', 'tcsh'))
   add('doctor', _run_doctor, 'say what this environment can do', gin=False)
   command_flags.add_methods_flags(
     add('methods', _run_methods, 'list methods; count parameters', gin=True)
   )
-
-
-def _add_conversion_commands(
-  add: Callable[..., argparse.ArgumentParser],
-) -> None:
-  convert = add(
-    'convert',
-    _run_conversion,
-    'write a run, a backbone or an adapter in another format',
-    gin=False,
-  )
-  convert.add_argument('source', metavar='SOURCE', help='its format is found')
-  convert.add_argument('target', metavar='TARGET', help='a new folder')
-  convert.add_argument('--adapter', help='to put on the backbone at SOURCE')
-  convert.add_argument(
-    '--allow_pickle', action='store_true', help='read files that are pickles'
-  )
-  export = add(
-    'export', _run_conversion, 'convert, for a run of ours', gin=False
-  )
-  export.add_argument('source', metavar='RUN')
-  export.add_argument('target', metavar='TARGET', help='a new folder')
-  for command, is_export in ((convert, False), (export, True)):
-    command.set_defaults(is_export=is_export)
-    command.add_argument('--format', required=True, help='of TARGET; see below')
-    command.add_argument('--task', help="a name, an id, or 'average'")
-    command.add_argument(
-      '--step', type=int, help='of which checkpoint of a run; default: the last'
-    )
-    command.add_argument('--dtype', help='float32 or bfloat16, of a backbone')
-    command.add_argument(
-      '--vocabulary', help='a model file, a folder, or bytes'
-    )
-    command.add_argument(
-      '--tasks', metavar='FILE', help='names for the tasks, one a line'
-    )
-    command.add_argument('--base_model', help="the backbone's name, for PEFT")
-    command.add_argument(
-      '--with_optimizer',
-      action='store_true',
-      help='t5x: its state too, to resume from; run has it anyway',
-    )
-    command.epilog = (
-      'formats: native, peft-poly, peft-lora, peft-ia3, hf (transformers), t5x,'
-      ' stablehlo, run (for our trainer)'
-    )
 
 
 def _configure(options: argparse.Namespace, files: Sequence[str] = ()) -> Any:
@@ -434,7 +408,11 @@ def _run_conversion(options: argparse.Namespace) -> None:
 def _run_report(options: argparse.Namespace) -> None:
   from mhr_jax.analysis import report
 
-  print(report.write_report(options.run_dir, output=options.output))
+  to = {'output': options.output, 'figures_folder': options.figures}
+  if len(options.folders) == 1:
+    print(report.write_report(options.folders[0], **to))
+  else:
+    print(report.write_comparison(options.folders, **to))
 
 
 def _run_show(options: argparse.Namespace) -> None:
@@ -461,6 +439,12 @@ def _run_study(options: argparse.Namespace) -> None:
   given = {'command': options.command_line}
   resolved = configuration.resolve(study.study, given=(*given, 'config_text'))
   configuration.call(study.study, config_text=resolved.to_text(), **given)
+
+
+def _run_completion(options: argparse.Namespace) -> None:
+  from mhr_jax import completion
+
+  print(completion.write_script(build_parser(), options.shell))
 
 
 def _run_doctor(options: argparse.Namespace) -> None:

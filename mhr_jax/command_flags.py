@@ -1,8 +1,19 @@
-"""Flags of commands, without what the commands import."""
+"""Flags and whole commands, without what the commands import."""
 
 import argparse
+from collections.abc import Callable
 from typing import Any
 
+FORMATS = (
+  'native',
+  'peft-poly',
+  'peft-lora',
+  'peft-ia3',
+  'hf (transformers)',
+  't5x',
+  'stablehlo',
+  'run (for our trainer)',
+)
 _SETTINGS = {
   'n_tasks': 'in pre-training; default: 1',
   'rank': 'of a low-rank adapter; default: 1',
@@ -16,6 +27,47 @@ def add_dry_run_flag(command: argparse.ArgumentParser) -> None:
   command.add_argument(
     '--dry_run', action='store_true', help='say what would happen, and stop'
   )
+
+
+def add_conversion_commands(
+  add: Callable[..., argparse.ArgumentParser], run: Callable[[Any], None]
+) -> None:
+  """Adds `convert` and `export`, which both call `run`."""
+  convert = add(
+    'convert',
+    run,
+    'write a run, a backbone or an adapter in another format',
+    gin=False,
+  )
+  convert.add_argument('source', metavar='SOURCE', help='its format is found')
+  convert.add_argument('target', metavar='TARGET', help='a new folder')
+  convert.add_argument('--adapter', help='to put on the backbone at SOURCE')
+  convert.add_argument(
+    '--allow_pickle', action='store_true', help='read files that are pickles'
+  )
+  export = add('export', run, 'convert, for a run of ours', gin=False)
+  export.add_argument('source', metavar='RUN')
+  export.add_argument('target', metavar='TARGET', help='a new folder')
+  for command, is_export in ((convert, False), (export, True)):
+    command.set_defaults(is_export=is_export)
+    command.add_argument('--format', required=True, help=', '.join(FORMATS))
+    command.add_argument('--task', help="a name, an id, or 'average'")
+    command.add_argument(
+      '--step', type=int, help='of which checkpoint of a run; default: the last'
+    )
+    command.add_argument('--dtype', help='float32 or bfloat16, of a backbone')
+    command.add_argument(
+      '--vocabulary', help='a model file, a folder, or bytes'
+    )
+    command.add_argument(
+      '--tasks', metavar='FILE', help='names for the tasks, one a line'
+    )
+    command.add_argument('--base_model', help="the backbone's name, for PEFT")
+    command.add_argument(
+      '--with_optimizer',
+      action='store_true',
+      help='t5x: its state too, to resume from; run has it anyway',
+    )
 
 
 def add_methods_flags(command: argparse.ArgumentParser) -> None:

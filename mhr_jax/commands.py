@@ -39,7 +39,6 @@ from mhr_jax.t5.decoding import DecodingSettings
 from mhr_jax.task_data import TaskData
 from mhr_jax.task_table import TaskTable
 
-EVALUATIONS_FOLDER = 'evaluations'
 FEW_SHOT_FOLDER = 'few_shot'
 
 
@@ -99,7 +98,9 @@ def evaluate(
   )
   vocabulary = _vocabulary(run, run_dir)
   name = file_names.as_file_name(f'{found.name}_{split.partition("[")[0]}')
-  where = epath.Path(folder or epath.Path(run_dir) / EVALUATIONS_FOLDER / name)
+  where = epath.Path(
+    folder or epath.Path(run_dir) / run_files.EVALUATIONS_FOLDER / name
+  )
   total = sum(min(limit or len(each), len(each)) for each in sources)
   if mode == 'dry_run':
     print(

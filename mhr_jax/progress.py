@@ -44,6 +44,16 @@ def format_rate(value: float) -> str:
   return f'{value:.3g}'
 
 
+def stderr_console() -> rich_console.Console:
+  """Returns standard error; in a notebook too, where it is no terminal."""
+  console = rich_console.Console(stderr=True)
+  if console.is_jupyter:
+    return rich_console.Console(
+      stderr=True, force_jupyter=False, force_terminal=False
+    )
+  return console
+
+
 class _Rates:
   """Steps, examples and tokens a second over the last seconds."""
 
@@ -107,7 +117,7 @@ class Progress:
     self._step = start
     self._label = label
     self._every_seconds = every_seconds
-    self._console = console or rich_console.Console(stderr=True)
+    self._console = console or stderr_console()
     self._enabled = enabled
     self._rates = _Rates(start, time.monotonic())
     self._last_line: float | None = None
@@ -125,8 +135,10 @@ class Progress:
         console=self._console,
       )
       self._bar.start()
+      # Until the first update: data is opened, and the step is compiled.
+      line = f'{self._step}/{self.total}  starting'
       self._task = self._bar.add_task(
-        self._label, total=self.total, completed=self._step, line=''
+        self._label, total=self.total, completed=self._step, line=line
       )
     return self
 

@@ -30,6 +30,7 @@ PREDICTIONS_FILE = 'predictions.jsonl'
 RESULTS_FILE = 'results.json'
 REPORT_FILE = 'report.html'
 TENSORBOARD_FOLDER = 'tensorboard'
+EVALUATIONS_FOLDER = 'evaluations'
 
 # A bucket's object is written whole each time: not at every line.
 _SECONDS_BETWEEN_WRITES = 30.0

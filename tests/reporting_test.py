@@ -118,6 +118,7 @@ def test_without_a_terminal_progress_is_lines():
 def test_on_a_terminal_progress_is_a_bar():
   console, text = _console(terminal=True)
   with reporting.Progress(4, console=console) as progress:
+    assert '0/4  starting' in text.getvalue()
     progress.update(4, loss=0.5)
   assert '4/4  loss 0.5' in text.getvalue()
 

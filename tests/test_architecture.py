@@ -19,7 +19,7 @@ _ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 # Patterns of module names, `mhr_jax.` left out, from the foundations upwards.
 _ROWS = (
-  ('errors', 'json_text', 'setting_checks', 'tree_paths'),
+  ('errors', 'json_text', 'setting_checks', 'startup_lines', 'tree_paths'),
   (
     'adafactor',
     'aggregation',
@@ -104,7 +104,7 @@ _ROWS = (
     'study*',
   ),
   ('configurables',),
-  ('cli', 'command_flags'),
+  ('cli', 'command_examples', 'command_flags', 'completion'),
   ('t5x.*',),
 )
 # The only modules that import seqio or TensorFlow. Others may import these

@@ -14,7 +14,10 @@ import io
 import re
 from typing import Any, Literal
 
+from etils import epath
 import numpy as np
+
+from mhr_jax import run_files
 
 # Paul Tol's bright scheme: told apart by the colour-blind, readable on both
 # white and black.
@@ -152,6 +155,15 @@ def _no_glyph_warnings():
   with warnings.catch_warnings():
     warnings.filterwarnings('ignore', message='Glyph .* missing')
     yield
+
+
+def write_pngs(folder: epath.PathLike, drawn: Iterable[Figure]) -> None:
+  """Writes figures as PNG files that are named by their titles."""
+  for figure in drawn:
+    if figure.to_png is not None:
+      name = re.sub(r'\W+', '_', figure.title.lower()).strip('_')
+      path = epath.Path(folder) / f'{name}.png'
+      run_files.write_bytes(path, figure.to_png())
 
 
 def draw_scores(

@@ -2,8 +2,12 @@
 
 Reads the folder's own files (see `run_reading`): scores by method, learning
 curves, gradient alignment, routing, few-shot adaptation, parameters,
-configuration. Every text is escaped, every
-figure is inline SVG, nothing is loaded from elsewhere.
+configuration. Of several folders, also the settings that differ, their scores
+side by side and their curves over each other (see `comparison`).
+
+Every text is escaped, every figure is inline SVG, and the page's own policy
+lets a browser load nothing from elsewhere and run one script: `report.js`,
+which sorts tables and switches the theme, and without which all is readable.
 
 `results.json` of a study:
 
@@ -16,9 +20,12 @@ Further keys that are shown: "metric" (a name), "untrained_by_phase" {phase:
 cell}, "baselines" {name: {"mean", "tasks"}, or {phase: number}}, "notes".
 """
 
+import base64
 from collections.abc import Mapping, Sequence
 import datetime
+import hashlib
 import importlib.resources
+import itertools
 from typing import Any
 
 from etils import epath
@@ -27,6 +34,8 @@ import markupsafe
 
 from mhr_jax import run_files
 from mhr_jax.analysis import (
+  comparison,
+  figures,
   report_adaptation,
   report_routing,
   report_tables,
@@ -36,11 +45,14 @@ from mhr_jax.analysis import (
   study_tables,
 )
 
+COMPARISON_FILE = 'comparison.html'
+
 
 def write_report(
   folder: epath.PathLike,
   *,
   output: epath.PathLike | None = None,
+  figures_folder: epath.PathLike | None = None,
   heatmaps: Sequence[tuple[str, int]] = (),
 ) -> epath.Path:
   """Writes the report of a run folder or of a study.
@@ -48,6 +60,7 @@ def write_report(
   Args:
     folder: the run's or the study's.
     output: the file to write; `report.html` in `folder` by default.
+    figures_folder: for each figure as a PNG file, too; None for none.
     heatmaps: which routers to draw, as (path of a linear, layer); by default
       those whose weights differ most between tasks.
 
@@ -67,9 +80,47 @@ def write_report(
     runs,
     results=results,
     adapted=run_reading.read_adapted(folder),
+    figures_folder=figures_folder,
     heatmaps=heatmaps,
   )
   output = epath.Path(output) if output else folder / run_files.REPORT_FILE
+  run_files.write_text(output, page)
+  return output
+
+
+def write_comparison(
+  folders: Sequence[epath.PathLike],
+  *,
+  output: epath.PathLike | None = None,
+  figures_folder: epath.PathLike | None = None,
+  heatmaps: Sequence[tuple[str, int]] = (),
+) -> epath.Path:
+  """Writes a report of several runs or studies, against each other.
+
+  Args:
+    folders: at least two.
+    output: the file to write; by default `comparison.html` in the working
+      directory.
+    figures_folder: see `write_report`.
+    heatmaps: see `write_report`.
+
+  Returns:
+    Where the report is.
+
+  Raises:
+    UserError: there is no such folder, or one is named twice.
+  """
+  compared = comparison.read_compared(folders)
+  page = render_report(
+    ' – '.join(one.label for one in compared),
+    [run for one in compared for run in one.runs],
+    differences=comparison.differences(compared),
+    scores=comparison.scores(compared),
+    adapted=[cell for one in compared for cell in one.adapted],
+    figures_folder=figures_folder,
+    heatmaps=heatmaps,
+  )
+  output = epath.Path(output or COMPARISON_FILE)
   run_files.write_text(output, page)
   return output
 
@@ -79,30 +130,70 @@ def render_report(
   runs: Sequence[run_reading.RunFacts],
   *,
   results: Mapping[str, Any] | None = None,
+  differences: Sequence[report_tables.Table] = (),
+  scores: Sequence[report_tables.Table] | None = None,
   adapted: Sequence[run_reading.AdaptedFacts] = (),
+  figures_folder: epath.PathLike | None = None,
   heatmaps: Sequence[tuple[str, int]] = (),
 ) -> str:
-  """Returns the page (see `write_report`)."""
+  """Returns the page.
+
+  Args:
+    title: of the page.
+    runs: what is known of each.
+    results: of a study.
+    differences: between the settings of several runs.
+    scores: tables of them; by default those of `results` or of the runs.
+    adapted: what few-shot adaptation moved.
+    figures_folder: see `write_report`.
+    heatmaps: see `write_report`.
+  """
   environment = jinja2.Environment(
     autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
   )
-  template = importlib.resources.files('mhr_jax.analysis') / 'report.html'
-  return environment.from_string(template.read_text()).render(
+  script = _read('report.js')
+  drawn = {
+    'score_figures': study_figures.study_figures(results or {}),
+    'curves': report_training.curve_figures(runs),
+    'alignment': report_training.alignment_figures(runs),
+    'routing_curves': report_training.routing_curves(runs),
+    'adaptation': report_adaptation.adaptation_figures(adapted),
+  }
+  sections = report_routing.routing_sections(runs, heatmaps)
+  if figures_folder is not None:
+    of_sections = [figure for of in sections for figure in of.figures]
+    found = [*itertools.chain(*drawn.values()), *of_sections]
+    figures.write_pngs(figures_folder, found)
+  return environment.from_string(_read('report.html')).render(
     title=title,
+    policy=_policy(script),
+    style=markupsafe.Markup(_read('report.css')),
+    script=markupsafe.Markup(script),
+    differences=differences,
     summary=runs[0].facts.get('summary', '') if len(runs) == 1 else '',
     written=datetime.datetime.now().strftime('%Y-%m-%d %H:%M'),
     facts=_facts(runs, results),
-    scores=_score_tables(runs, results),
-    score_figures=study_figures.study_figures(results or {}),
-    curves=report_training.curve_figures(runs),
-    alignment=report_training.alignment_figures(runs),
-    routing_curves=report_training.routing_curves(runs),
-    routing=report_routing.routing_sections(runs, heatmaps),
-    adaptation=report_adaptation.adaptation_figures(adapted),
+    scores=_score_tables(runs, results) if scores is None else scores,
+    **drawn,
+    routing=sections,
     parameters=report_tables.parameter_tables(runs),
     configurations=_configurations(runs),
     settings=_settings_tables(runs),
     svg=lambda figure: markupsafe.Markup(figure.svg),
+  )
+
+
+def _read(name: str) -> str:
+  """Returns a file of the page that lies beside this module."""
+  return (importlib.resources.files('mhr_jax.analysis') / name).read_text()
+
+
+def _policy(script: str) -> str:
+  """Returns what a browser may do with the page: inline only, our script."""
+  digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+  return (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src data:;"
+    f" script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
   )
 
 

@@ -33,6 +33,8 @@ class Table:
     rows: one text a column; a text of several lines keeps its breaks.
     note: below it.
     folded: whether only its title shows before a click.
+    footer: a last row, of totals, which sorting leaves where it is.
+    words: whether cells are words, which wrap, and not numbers.
   """
 
   title: str
@@ -40,6 +42,8 @@ class Table:
   rows: Sequence[Sequence[str]]
   note: str = ''
   folded: bool = False
+  footer: Sequence[str] = ()
+  words: bool = False
 
 
 def metric_of(results: Mapping[str, Any]) -> str:
@@ -56,7 +60,7 @@ def score_tables(
     tables = [_method_table(results), _gain_table(results)]
     return [table for table in tables if table.rows] + _task_tables(results)
   return [
-    _run_scores(name or run.name, found)
+    _run_scores(_evaluation_title(run.name, name, len(runs)), found)
     for run in runs
     for name, found in run.scores.items()
   ]
@@ -145,23 +149,24 @@ def _mean_of(cell):
 
 
 def _baseline_row(name, numbers):
-  return [name, '–', *(_number(numbers[phase]) for phase in PHASES)]
+  return [name, '–', *(format_score(numbers[phase]) for phase in PHASES)]
 
 
 def _cell(cell) -> str:
   """'96.0 ± 0.7 [94.3, 97.7]' above the values of the seeds."""
   if not cell or not cell.get('values'):
-    return _number(_mean_of(cell))
+    return format_score(_mean_of(cell))
   summary = aggregation.summarise(cell['values'])
-  text = _number(summary.mean)
+  text = format_score(summary.mean)
   if len(summary.values) == 1:
     return text
-  text += f' ± {_number(summary.sd)}'
-  text += f' [{_number(summary.low)}, {_number(summary.high)}]'
-  return f'{text}\n{"  ".join(_number(v) for v in summary.values)}'
+  text += f' ± {format_score(summary.sd)}'
+  text += f' [{format_score(summary.low)}, {format_score(summary.high)}]'
+  return f'{text}\n{"  ".join(format_score(v) for v in summary.values)}'
 
 
-def _number(value) -> str:
+def format_score(value: float | None) -> str:
+  """Returns one decimal, two below 1, and – where there is no number."""
   if value is None or not math.isfinite(value):
     return '–'
   return f'{value:.1f}' if abs(value) >= 0.95 else f'{value:.2f}'
@@ -179,7 +184,7 @@ def _task_tables(results) -> list[Table]:
       continue
     columns = _task_columns(results, phase, tasks)
     rows = [
-      [task, *(_number(of.get(task)) for of in columns.values())]
+      [task, *(format_score(of.get(task)) for of in columns.values())]
       for task in tasks
     ]
     tables.append(
@@ -216,6 +221,13 @@ def _task_columns(results, phase, tasks) -> dict[str, Mapping[str, float]]:
   return {name: of for name, of in found.items() if set(of) & set(tasks)}
 
 
+def _evaluation_title(run: str, evaluation: str, n_runs: int) -> str:
+  """Names an evaluation; by its run too where there are several."""
+  if evaluation and n_runs > 1:
+    return f'{run}, {evaluation}'
+  return evaluation or run
+
+
 def _run_scores(name: str, scores: Mapping[str, Any]) -> Table:
   """All numbers of a `scores.json`, by task and over all."""
   metrics = [name for name in scores['overall'] if name != 'instances']
@@ -229,14 +241,14 @@ def _run_scores(name: str, scores: Mapping[str, Any]) -> Table:
     [
       name,
       _count(part.get('instances')),
-      *(_number(part.get(metric)) for metric in metrics),
+      *(format_score(part.get(metric)) for metric in metrics),
     ]
     for name, part in parts
     if part
   ]
   return Table(
     title=f'Scores: {name}',
-    header=('', 'instances', *(to_words(metric) for metric in metrics)),
+    header=('part', 'instances', *(to_words(metric) for metric in metrics)),
     rows=rows,
     folded=len(rows) > 2 * _FOLD,
   )
@@ -266,6 +278,7 @@ def settings_table(run: run_reading.RunFacts) -> Table | None:
     header=('setting', 'value'),
     rows=[(name, str(value)) for name, value in settings.items()],
     folded=True,
+    words=True,
   )
 
 
@@ -283,9 +296,9 @@ def _parameter_table(run) -> Table:
     for part in parts
   ]
   trained = sum(part['parameters'] for part in parts if part['trains'])
-  rows.append(['all', _count(total), '', '', f'{_count(trained)} trained'])
   return Table(
     title=f'Parameters of {run.group}',
     header=('part', 'parameters', 'share', 'dtype', 'trained'),
     rows=rows,
+    footer=('all', _count(total), '', '', f'{_count(trained)} trained'),
   )

@@ -32,12 +32,13 @@ class RunFacts:
     facts: what `run.json` holds; {} without it.
     metrics: the lines of `metrics.jsonl`, and those of `alignment.json` at
       steps that it says nothing of.
-    scores: what each `scores.json` holds, by the name of its sub-folder; ''
-      is the run's own folder.
+    scores: what each `scores.json` holds, by the name of its folder, which
+      lies in the run's or in its `evaluations`; '' is the run's own.
     config_text: the resolved configuration, '' without it.
     weights: mixing weights by path of the linear, or None.
     tasks: names of the tasks of `weights`.
     skills: cosines between skills by path of the linear, or None.
+    group_name: see `group`; '' where the name decides.
   """
 
   name: str
@@ -48,6 +49,7 @@ class RunFacts:
   weights: Mapping[str, np.ndarray] | None
   tasks: TaskTable | None
   skills: Mapping[str, np.ndarray] | None = None
+  group_name: str = ''
 
   @property
   def group(self) -> str:
@@ -55,6 +57,8 @@ class RunFacts:
 
     METHOD of a folder METHOD/seedN; else the method, or the folder's name.
     """
+    if self.group_name:
+      return self.group_name
     parent, slash, _ = self.name.rpartition('/')
     return parent if slash else self.facts.get('method') or self.name
 
@@ -92,11 +96,12 @@ def _read_metrics(folder: epath.Path) -> list[dict[str, Any]]:
 
 
 def _read_scores(folder: epath.Path) -> dict[str, Any]:
-  children = sorted(folder.iterdir(), key=lambda path: path.name)
   found = {'': read_object(folder / run_files.SCORES_FILE)}
-  for child in children:
-    if child.is_dir():
-      found[child.name] = read_object(child / run_files.SCORES_FILE)
+  for parent in (folder, folder / run_files.EVALUATIONS_FOLDER):
+    children = parent.iterdir() if parent.is_dir() else ()
+    for child in sorted(children, key=lambda path: path.name):
+      if child.is_dir():
+        found[child.name] = read_object(child / run_files.SCORES_FILE)
   return {name: scores for name, scores in found.items() if scores}
 
 
@@ -109,7 +114,7 @@ def read_runs(folder: epath.PathLike) -> list[RunFacts]:
   folder = epath.Path(folder)
   if not folder.is_dir():
     raise UserError(f'There is no folder {folder}.')
-  runs = [read_run(folder)] if _is_run(folder) else []
+  runs = [read_run(folder)] if is_run(folder) else []
   return runs + list(_runs_below(folder, '', _DEPTH))
 
 
@@ -120,13 +125,15 @@ def _runs_below(folder: epath.Path, prefix: str, depth: int):
     if not child.is_dir() or child.name.startswith('.'):
       continue
     name = f'{prefix}{child.name}'
-    if _is_run(child):
+    if is_run(child):
       yield read_run(child, name=name)
     else:
       yield from _runs_below(child, f'{name}/', depth - 1)
 
 
-def _is_run(folder: epath.Path) -> bool:
+def is_run(folder: epath.PathLike) -> bool:
+  """Whether a folder is itself a run's, and not only has runs below it."""
+  folder = epath.Path(folder)
   names = (run_files.RUN_FILE, run_files.METRICS_FILE)
   return any((folder / name).exists() for name in names)
 

@@ -21,7 +21,11 @@ def study_figures(results: Mapping[str, Any]) -> list[figures.Figure]:
   points = _points(results)
   if len(points) > 1:
     found.append(
-      draw_by_parameters(points, metric=report_tables.metric_of(results))
+      draw_by_parameters(
+        points,
+        metric=report_tables.metric_of(results),
+        order=list(results['methods']),
+      )
     )
   return found
 
@@ -137,6 +141,7 @@ def draw_by_parameters(
   points: Mapping[str, tuple[int, Mapping[str, Any]]],
   *,
   metric: str,
+  order: Sequence[str],
   name: str = 'parameters',
 ) -> figures.Figure:
   """Draws few-shot scores over the number of parameters that train.
@@ -144,14 +149,15 @@ def draw_by_parameters(
   Args:
     points: {method: (parameters, its few-shot cell of `results.json`)}.
     metric: what the scores are.
+    order: of all methods, which decides their colours as in `draw_scores`.
     name: prefix of the ids in the markup.
   """
 
   def draw(figure):
     panel = figure.subplots()
     panel.set_xscale('log')
-    for index, (method, (count, cell)) in enumerate(points.items()):
-      colour = figures.COLOURS[index % len(figures.COLOURS)]
+    for method, (count, cell) in points.items():
+      colour = figures.COLOURS[order.index(method) % len(figures.COLOURS)]
       place, label_at = places[method]
       low, high = _interval_of(cell['values'])
       if np.isfinite(low):

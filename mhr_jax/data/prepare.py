@@ -20,9 +20,9 @@ from typing import Any, Literal
 import uuid
 
 from etils import epath
-from rich import console as rich_console
 from rich import progress as rich_progress
 import seqio
+import tensorflow as tf
 
 from mhr_jax import json_text
 from mhr_jax.data import (
@@ -35,6 +35,7 @@ from mhr_jax.data import (
 )
 from mhr_jax.data.record_format import Record
 from mhr_jax.errors import UserError
+from mhr_jax.progress import stderr_console
 
 _LOCK = 'prepare.lock'
 _MAKING = 'making-'
@@ -84,6 +85,7 @@ def prepare(
     UserError: a name is unknown, a task cannot be made, or two tasks have the
       same folder.
   """
+  _keep_off_gpus()
   data_dir = epath.Path(data_dir)
   resolved = {name: registry.resolve(name) for name in names}
   tasks = sorted({task for rates in resolved.values() for task in rates.tasks})
@@ -97,6 +99,12 @@ def prepare(
     if registry.is_mixture(name):
       _write_mixture(data_dir, name, rates)
   return results
+
+
+def _keep_off_gpus() -> None:
+  """Hides GPUs from TensorFlow, which would take all of their memory."""
+  with contextlib.suppress(RuntimeError):  # It has started already.
+    tf.config.set_visible_devices([], 'GPU')
 
 
 def task_fingerprint(task: seqio.Task) -> str:
@@ -302,7 +310,7 @@ def _versions() -> dict[str, str]:
 @contextlib.contextmanager
 def _bar(progress: Literal['auto', 'off'], total: int):
   """Yields a function that moves the bar on; silent without a terminal."""
-  console = rich_console.Console(stderr=True)
+  console = stderr_console()
   columns = (
     rich_progress.TextColumn('preparing'),
     rich_progress.BarColumn(),

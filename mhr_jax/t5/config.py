@@ -216,7 +216,8 @@ def t5_config(name: str, **overrides: Any) -> T5Config:
   """Returns a published T5 by name, with some of its fields replaced.
 
   Args:
-    name: 't5_1_1_' or 't5_1_0_' and tiny, small, base, large, xl or xxl.
+    name: such as 't5_1_1_small': of 't5_1_1' and 't5_1_0' there are tiny,
+      small, base, large, xl and xxl.
     **overrides: fields of `T5Config`, e.g. `dtype='bfloat16'`.
 
   Returns:
