@@ -24,7 +24,8 @@ from mhr_jax.evaluation import EvaluationSettings, make_evaluate
 from mhr_jax.methods import Method
 from mhr_jax.model import MixIn, RoutedT5
 from mhr_jax.optim import OptimizerSettings
-from mhr_jax.t5.config import T5Config
+from mhr_jax.t5 import storage
+from mhr_jax.t5.config import Storage, T5Config
 from mhr_jax.task_data import TaskData
 from mhr_jax.task_table import TaskTable
 from mhr_jax.trainer import Probe, TrainSettings
@@ -97,11 +98,13 @@ class Job:
     """Draws or loads all parameters, as they are before the first step."""
     key = jax.random.key(self.settings.seed)
     if self.start_from is not None:
-      run = run_folder.load_run(self.start_from, mesh=self.mesh)
+      params = run_folder.load_run(self.start_from, mesh=self.mesh).params
+      stored = self.model.config.storage
+      params['backbone'] = storage.store(params['backbone'], stored)
       if not self.method.shares_pretraining:
-        return run.params
+        return params
       return methods.start_params(
-        self.method, run.params, self.model.adapters, phase='average'
+        self.method, params, self.model.adapters, phase='average'
       )
     if self.backbone_from is None:
       return self.model.init(key)
@@ -194,7 +197,7 @@ def build_job(
     UserError: settings do not fit each other, the data or the devices.
   """
   row = methods.get_method(method)
-  _check_start(row, backbone_from, start_from)
+  _check_start(row, backbone_from, start_from, backbone.storage)
   if backbone_from is not None:
     backbones.check_backbone(backbone_from, backbone)
   found = data.resolve()
@@ -218,6 +221,9 @@ def build_job(
     process_count=process_count,
   )
   phase: methods.Phase = 'average' if row.shares_pretraining else 'pretrain'
+  trains = methods.trained_labels(row, phase)
+  if 'backbone' in trains:
+    backbone = dataclasses.replace(backbone, storage='float32')
   base = _base_adapters(row, adapters, start_from, table)
   config = methods.adapter_config(row, base, phase=phase)
   return Job(
@@ -230,7 +236,7 @@ def build_job(
     split=split,
     loader=loader,
     vocabulary=vocabulary,
-    settings=_settings_of(settings, config, methods.trained_labels(row, phase)),
+    settings=_settings_of(settings, config, trains),
     optimizer=optimizer,
     mesh=mesh,
     backbone_from=backbone_from,
@@ -283,7 +289,10 @@ def _base_adapters(
 
 
 def _check_start(
-  method: Method, backbone_from: str | None, start_from: str | None
+  method: Method,
+  backbone_from: str | None,
+  start_from: str | None,
+  wanted: Storage,
 ) -> None:
   """Refuses a method that does not train so, and folders that are not there."""
   if method.shares_pretraining and start_from is None:
@@ -306,6 +315,8 @@ def _check_start(
       raise UserError(f'{name}: there is no folder {folder}.')
   if start_from is not None:
     run_folder.check_pretraining(start_from, method)
+    saved = run_folder.read_model(start_from).config.storage
+    storage.check_change(saved, wanted)
 
 
 def _check_heldback(

@@ -6,12 +6,14 @@ from typing import Any, Literal, NamedTuple
 from mhr_jax import errors
 
 Dtype = Literal['float32', 'bfloat16', 'float64']
+Storage = Literal['float32', 'bfloat16', 'int8']
 Remat = Literal['none', 'full']
 RelativePositions = Literal['stack', 'layer']
 Stack = Literal['encoder', 'decoder']
 
 ACTIVATIONS = ('gelu', 'relu', 'silu', 'linear')
 _DTYPES = ('float32', 'bfloat16', 'float64')
+_STORAGES = ('float32', 'bfloat16', 'int8')
 _REMATS = ('none', 'full')
 _RELATIVE_POSITIONS = ('stack', 'layer')
 _SIZE_FIELDS = (
@@ -30,8 +32,9 @@ class T5Config:
   """The shape and the numerics of one T5 encoder-decoder.
 
   Two configs with the same sizes share checkpoints: `dtype`, `dropout_rate`
-  and `remat` change no parameter, and `scan_layers` only how the parameters
-  are laid out (`mhr_jax.t5.parameters` converts exactly).
+  and `remat` change no parameter, `scan_layers` only how the parameters are
+  laid out (`mhr_jax.t5.parameters` converts exactly), and `storage` only to
+  how many digits a frozen backbone is kept (`mhr_jax.t5.storage`).
 
   Attributes:
     vocab_size: rows of the embedding, padding rows included.
@@ -52,8 +55,11 @@ class T5Config:
     relative_attention_max_distance: distance from which all share a bucket.
     dropout_rate: share dropped in training.
     dtype: of the matrix products and the residual stream. Norms, softmax and
-      logits are float32 under 'bfloat16' too, and so are stored parameters.
+      logits are float32 under 'bfloat16' too.
       'float64' is for comparisons and needs jax_enable_x64.
+    storage: of the parameters of a backbone that does not train: 'float32',
+      'bfloat16' (half the bytes), or 'int8', kernels and embedding as whole
+      numbers with scales (a quarter). What trains is float32 in any case.
     layer_norm_epsilon: added to the mean square.
     scan_layers: one traced layer body over stacked parameters (compile time
       does not grow with depth), or a parameter subtree `layers_N` a layer.
@@ -80,6 +86,7 @@ class T5Config:
   relative_attention_max_distance: int = 128
   dropout_rate: float = 0.0
   dtype: Dtype = 'float32'
+  storage: Storage = 'float32'
   layer_norm_epsilon: float = 1e-6
   scan_layers: bool = True
   remat: Remat = 'none'
@@ -162,6 +169,7 @@ def _check_choices(config: T5Config) -> None:
   check_dtype(config.dtype)
   choices = {
     'remat': _REMATS,
+    'storage': _STORAGES,
     'relative_positions': _RELATIVE_POSITIONS,
   }
   for name, known in choices.items():
