@@ -20,6 +20,7 @@ from mhr_jax import (
   few_shot,
   methods,
   partitioning,
+  processes,
   run_files,
   run_folder,
   task_choice,
@@ -109,7 +110,8 @@ def evaluate(
       )
     )
     return None
-  with Progress(total, label='evaluate') as progress:
+  shown = processes.is_first()
+  with Progress(total, label='evaluate', enabled=shown) as progress:
     return evaluation.evaluate_generation(
       run.model,
       run.params,
@@ -214,6 +216,7 @@ def adapt(
   Raises:
     UserError: something is not there, or the method does not fit the run.
   """
+  processes.check_alone('Few-shot adaptation')
   row = methods.get_method(method)
   run_folder.check_pretraining(run_dir, row)
   run = _load(run_dir, step, 'shapes' if mode == 'dry_run' else 'values')
