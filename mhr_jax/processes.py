@@ -30,9 +30,14 @@ def join(where: str, *, heartbeat_seconds: int = HEARTBEAT_SECONDS) -> None:
   Raises:
     UserError: `where` is neither, or JAX does not know by itself.
   """
+  patience = {
+    'heartbeat_timeout_seconds': heartbeat_seconds,
+    # Of one that ends early, for the others to come to an end, too.
+    'shutdown_timeout_seconds': heartbeat_seconds,
+  }
   if not where:
     try:
-      jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat_seconds)
+      jax.distributed.initialize(**patience)
     except ValueError as error:
       raise UserError(
         '--distributed alone is for TPU pods, Slurm and Open MPI, of which'
@@ -49,9 +54,7 @@ def join(where: str, *, heartbeat_seconds: int = HEARTBEAT_SECONDS) -> None:
       f'--distributed={where}: the index counts from 0, so of {count} processes'
       f' the last is {count - 1}.'
     )
-  jax.distributed.initialize(
-    address, count, index, heartbeat_timeout_seconds=heartbeat_seconds
-  )
+  jax.distributed.initialize(address, count, index, **patience)
 
 
 def is_first() -> bool:

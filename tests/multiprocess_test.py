@@ -101,7 +101,9 @@ def test_two_processes_equal_one(two, one):
 
 
 def test_four_processes_equal_one(folder, one):
-  _run(folder, folder / 'four', processes=4)
+  """Two of them hold the same rows, and half of the backbone each."""
+  shape = 'train.mesh_shape = (2, 2)'
+  _run(folder, folder / 'four', shape, processes=4)
   _assert_same_run(folder / 'four', one)
 
 
@@ -173,6 +175,16 @@ def test_evaluation_counts_every_example_once(folder, one):
     assert scores['overall']['instances'] == 20
   assert predictions[0] == predictions[1]
   assert len({(p['task'], p['id']) for p in predictions[1]}) == 20
+
+
+def test_what_runs_alone_says_so_at_once(folder):
+  started = several_processes.launch(
+    folder, [several_processes.ADAPT_ALONE], processes=2, devices=1
+  )
+  codes, printed = several_processes.finish(started)
+  assert codes == [0, 0], '\n'.join(printed)
+  for text in printed:
+    assert 'Few-shot adaptation runs in one process, and this is' in text
 
 
 def test_what_cannot_be_prepared_is_said_by_all(folder):

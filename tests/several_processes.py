@@ -11,9 +11,11 @@ import socket
 import subprocess
 import sys
 
-from mhr_jax import cli
+from mhr_jax import adaptation, cli, processes
+from mhr_jax.errors import UserError
 
 DATA_PREPARED = 'seqio was imported'
+ADAPT_ALONE = 'adapt alone'
 
 # Four small tasks of the generated skills suite, prepared where they are not.
 _TASKS = """
@@ -103,7 +105,7 @@ def launch(folder, arguments, processes, devices) -> list[subprocess.Popen]:
     subprocess.Popen(
       [sys.executable, str(pathlib.Path(__file__)), *arguments]
       + (
-        [f'--distributed={address},{processes},{i}', '--heartbeat_seconds=10']
+        [f'--distributed={address},{processes},{i}', '--heartbeat_seconds=20']
         if processes > 1
         else []
       ),
@@ -127,7 +129,18 @@ def finish(started) -> tuple[list[int], list[str]]:
   return [process.returncode for process in started], printed
 
 
+def _adapt_alone(distributed: str) -> None:
+  """Joins the others and asks for what only one process can do."""
+  processes.join(distributed.partition('=')[2])
+  try:
+    adaptation.adapt(*[None] * 5, settings=None, evaluate=None)
+  except UserError as error:
+    print(error)
+
+
 if __name__ == '__main__':
+  if sys.argv[1] == ADAPT_ALONE:
+    sys.exit(_adapt_alone(sys.argv[2]))
   code = cli.main(sys.argv[1:])
   if 'seqio' in sys.modules:
     print(DATA_PREPARED)
