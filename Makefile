@@ -4,8 +4,8 @@ BIN := .venv/bin
 SHELL := /bin/bash
 JOBS ?= 2
 
-.PHONY: setup quickstart lint types test test-slow test-interop test-t5x \
-  test-bad-input test-fuzz dist-test audit docs clean
+.PHONY: setup quickstart lint types test test-slow test-multiprocess \
+  test-interop test-t5x test-bad-input test-fuzz dist-test audit docs clean
 
 setup: .venv/setup.stamp
 
@@ -36,6 +36,10 @@ test: setup
 test-slow: setup
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist=loadfile --durations=20 \
 	  -m 'slow or multiprocess'
+
+# One after the other: each starts as many processes as there are cores.
+test-multiprocess: setup
+	$(BIN)/python -m pytest -q --durations=20 -m multiprocess
 
 # Tests whose library is missing fail; those without ../shared are skipped, and
 # named at the end.

@@ -22,6 +22,7 @@ from mhr_jax import (
   methods,
   movement,
   optim,
+  processes,
   ranking,
   routing,
   run_files,
@@ -239,6 +240,7 @@ def adapt(
     UserError: the loss of a cell is not finite, or asks for answer choices
       that its shots do not have; or its test set has none to rank.
   """
+  processes.check_alone('Few-shot adaptation')
   method = methods.get_method(method)
   check_choices(cells, settings.loss)
   _check_tests(cells, evaluate)

@@ -429,7 +429,8 @@ def load(
     adapter: a native adapter folder, a PEFT folder (POLY, LORA, IA3) or an mttl
       checkpoint, for this backbone.
     dtype: of the backbone's parameters and of what is computed; by default the
-      parameters are float32, and the folder says what is computed in.
+      folder says both (`T5Config.storage` and `dtype`), and what others saved
+      becomes float32.
     vocabulary: an object, a SentencePiece model, a folder that has one, or
       'bytes'; needed for texts where there is none beside the backbone.
     tasks: the tasks' names in the order of their ids, where the adapter's file
@@ -438,7 +439,8 @@ def load(
       not of the published kind, since they hold arrays alone.
     step: of which checkpoint of a run with its own adapters; the last one by
       default.
-    mesh: where to put the parameters; one device by default.
+    mesh: where to put the parameters, of devices of this process; one device
+      by default.
     allow_pickle: whether a file may be unpickled (`pytorch_model.bin`, mttl's),
       which runs a restricted unpickler over it.
     with_optimizer: also read the optimizer's state, where a run or a routed

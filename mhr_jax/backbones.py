@@ -10,8 +10,8 @@ from mhr_jax import checkpoints, frozen, partitioning, run_folder
 from mhr_jax.convert import formats, hf_t5, t5x, t5x_routed
 from mhr_jax.errors import UserError
 from mhr_jax.model import RoutedT5
-from mhr_jax.t5 import parameters
-from mhr_jax.t5.config import T5Config
+from mhr_jax.t5 import parameters, storage
+from mhr_jax.t5.config import Storage, T5Config
 from mhr_jax.vocabulary import Vocabulary
 
 # What the arrays of a T5X checkpoint, which has no config, do not tell.
@@ -42,6 +42,8 @@ def save_backbone(
   Raises:
     UserError: the folder holds another backbone or vocabulary.
   """
+  stored = storage.storage_of(backbone)
+  config = dataclasses.replace(config, storage=stored)
   run_folder.write_description(folder, vocabulary=vocabulary)
   frozen.save_frozen(folder, backbone, config=config)
 
@@ -98,6 +100,7 @@ def check_backbone(path: epath.PathLike, config: T5Config) -> None:
   if native is None and _kind(path) == 't5x' and _is_inferred(path):
     saved = _fill_in(saved, config)
   check_same_config(saved, config, where=f'{path} is')
+  storage.check_change(saved.storage, config.storage)
 
 
 def load_backbone(
@@ -105,7 +108,7 @@ def load_backbone(
   config: T5Config,
   *,
   mesh: partitioning.Mesh | None = None,
-  dtype: str = 'float32',
+  dtype: str | None = None,
   allow_pickle: bool = False,
 ) -> Any:
   """Returns the backbone that a folder holds, for a model of `config`.
@@ -119,7 +122,7 @@ def load_backbone(
       newest counts.
     config: the backbone wanted.
     mesh: where to put it; one device by default.
-    dtype: of the parameters.
+    dtype: of the parameters; by default as the config stores them.
     allow_pickle: whether weights of transformers may be read from a pickle.
 
   Raises:
@@ -130,12 +133,39 @@ def load_backbone(
   if native is not None:
     return _load_native(*native, config, mesh=mesh, dtype=dtype)
   check_backbone(path, config)
+  read = _read_as('float32', dtype, config)
+  layout = dataclasses.replace(config, storage='float32')
   target = run_folder.restore_target(
-    RoutedT5(config=config), ('backbone',), mesh=mesh, backbone_dtype=dtype
+    RoutedT5(config=layout), ('backbone',), mesh=mesh, backbone_dtype=read
   )['backbone']
-  return place(
-    _read_foreign(path, config, dtype, allow_pickle=allow_pickle), target
-  )
+  found = _read_foreign(path, config, read, allow_pickle=allow_pickle)
+  return _store(place(found, target), dtype, config, mesh)
+
+
+def _read_as(saved: Storage, dtype: str | None, config: T5Config) -> str | None:
+  """Returns the dtype to read arrays in; None for those that they have.
+
+  What is to become int8 is made so of all the digits there are.
+  """
+  if saved == 'int8':
+    return None
+  wanted = dtype or config.storage
+  return 'float32' if wanted == 'int8' else wanted
+
+
+def _store(
+  backbone: Any,
+  dtype: str | None,
+  config: T5Config,
+  mesh: partitioning.Mesh | None,
+) -> Any:
+  """Stores what was read as the config says, unless a dtype was asked for."""
+  if dtype is not None or storage.storage_of(backbone) == config.storage:
+    return backbone
+  target = run_folder.restore_target(
+    RoutedT5(config=config), ('backbone',), mesh=mesh
+  )['backbone']
+  return place(storage.store(backbone, config.storage), target)
 
 
 def check_same_config(saved: T5Config, config: T5Config, *, where: str) -> None:
@@ -173,26 +203,34 @@ def _load_native(
   config: T5Config,
   *,
   mesh: partitioning.Mesh | None,
-  dtype: str,
+  dtype: str | None,
 ) -> Any:
-  if saved is not None:
-    check_same_config(saved, config, where=f'{folder} is')
-  scanned = config.scan_layers if saved is None else saved.scan_layers
-  layout = dataclasses.replace(config, scan_layers=scanned)
+  if saved is None:
+    saved = dataclasses.replace(config, storage='float32')
+  check_same_config(saved, config, where=f'{folder} is')
+  wanted = config.storage if dtype is None else storage.as_storage(dtype)
+  storage.check_change(saved.storage, wanted)
+  scanned = saved.scan_layers
+  layout = dataclasses.replace(
+    config, scan_layers=scanned, storage=saved.storage
+  )
   model = RoutedT5(config=layout)
   target = run_folder.restore_target(
-    model, ('backbone',), mesh=mesh, backbone_dtype=dtype
+    model,
+    ('backbone',),
+    mesh=mesh,
+    backbone_dtype=_read_as(saved.storage, dtype, config),
   )
   if folder.name == 'trainable':
     backbone = checkpoints.restore_tree(folder, target)['backbone']
   else:
     backbone = checkpoints.restore_tree(folder, target['backbone'])
-  if scanned == config.scan_layers:
-    return backbone
-  convert = (
-    parameters.stack_layers if config.scan_layers else parameters.unstack_layers
-  )
-  return convert(backbone, config)
+  if scanned != config.scan_layers:
+    convert = parameters.unstack_layers
+    if config.scan_layers:
+      convert = parameters.stack_layers
+    backbone = convert(backbone, config)
+  return _store(backbone, dtype, config, mesh)
 
 
 def _find_native(path: epath.Path) -> tuple[epath.Path, T5Config | None] | None:
@@ -223,7 +261,7 @@ def _kind(path: epath.Path) -> formats.Format:
 
 
 def _read_foreign(
-  path: epath.Path, config: T5Config, dtype: str, *, allow_pickle: bool
+  path: epath.Path, config: T5Config, dtype: Any, *, allow_pickle: bool
 ) -> Any:
   """Reads what others saved, into arrays of the host."""
   if _kind(path) == 'hf':

@@ -175,19 +175,14 @@ def _add_run_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     action='store_true',
     help='resume although settings differ',
   )
-  train.add_argument(
-    '--distributed',
-    nargs='?',
-    const='',
-    metavar='ADDRESS,COUNT,INDEX',
-    help='one of several processes; TPU pods and Slurm need no more than that',
-  )
   adapt = add(
     'adapt', _run_adapt, 'adapt a run to new tasks (few-shot)', gin=True
   )
   evaluate = add('evaluate', _run_evaluate, 'score a run on tasks', gin=True)
   for command in (train, adapt, evaluate):
     command_flags.add_dry_run_flag(command)
+  for command in (train, evaluate):
+    command_flags.add_process_flags(command)
   add('align', _run_align, "measure how far tasks' gradients agree", gin=True)
   predict = add(
     'predict', _run_predict, 'write a text for each line', gin=False
@@ -292,29 +287,27 @@ def _run_prepare(options: argparse.Namespace) -> None:
     print(f'{row.outcome:14}  {row.task}  ({splits})')
 
 
-def join_processes(where: str) -> None:
-  """Joins the other processes of a run, before anything touches a device.
-
-  Args:
-    where: 'address:port,count,index', or '' where JAX knows by itself.
-
-  Raises:
-    UserError: it is neither.
-  """
-  import jax
-
-  if not where:
-    jax.distributed.initialize()
+def _join_processes(options: argparse.Namespace) -> None:
+  """Joins the other processes where the flags say that there are some."""
+  if options.distributed is None:
     return
-  parts = where.split(',')
-  if len(parts) != 3 or not (parts[1] + parts[2]).isdigit():
-    raise UserError(f'--distributed={where}: it is ADDRESS:PORT,COUNT,INDEX.')
-  jax.distributed.initialize(parts[0], int(parts[1]), int(parts[2]))
+  from mhr_jax import processes
+
+  processes.join(
+    options.distributed, heartbeat_seconds=options.heartbeat_seconds
+  )
+
+
+def _say(text: str) -> None:
+  """Prints, of several processes in the first."""
+  from mhr_jax import processes
+
+  if processes.is_first():
+    print(text)
 
 
 def _run_train(options: argparse.Namespace) -> None:
-  if options.distributed is not None:
-    join_processes(options.distributed)
+  _join_processes(options)
   from mhr_jax import train
 
   configuration = _configure(options)
@@ -328,7 +321,7 @@ def _run_train(options: argparse.Namespace) -> None:
     train.train, config_text=resolved.to_text(), **given
   )
   if trained is not None:
-    print(f'{trained.run_dir} is trained: {trained.step} steps.')
+    _say(f'{trained.run_dir} is trained: {trained.step} steps.')
 
 
 def _run_adapt(options: argparse.Namespace) -> None:
@@ -341,12 +334,13 @@ def _run_adapt(options: argparse.Namespace) -> None:
 
 
 def _run_evaluate(options: argparse.Namespace) -> None:
+  _join_processes(options)
   from mhr_jax import commands
 
   mode = 'dry_run' if options.dry_run else 'evaluate'
   scores = _configure(options).call(commands.evaluate, mode=mode)
   if scores is not None:
-    print(commands.score_table(scores))
+    _say(commands.score_table(scores))
 
 
 def _run_align(options: argparse.Namespace) -> None:

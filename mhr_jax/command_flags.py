@@ -70,6 +70,24 @@ def add_conversion_commands(
     )
 
 
+def add_process_flags(command: argparse.ArgumentParser) -> None:
+  """Adds those of the commands that several processes can share."""
+  command.add_argument(
+    '--distributed',
+    nargs='?',
+    const='',
+    metavar='ADDRESS:PORT,COUNT,INDEX',
+    help='one of several processes; TPU pods and Slurm need no more than that',
+  )
+  command.add_argument(
+    '--heartbeat_seconds',
+    type=int,
+    default=100,
+    metavar='N',
+    help='end when another process has not been heard of so long; default: 100',
+  )
+
+
 def add_methods_flags(command: argparse.ArgumentParser) -> None:
   """Adds those of `mhr-jax methods`."""
   command.add_argument(

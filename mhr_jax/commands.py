@@ -21,6 +21,7 @@ from mhr_jax import (
   file_names,
   methods,
   partitioning,
+  processes,
   run_files,
   run_folder,
   task_choice,
@@ -115,7 +116,8 @@ def evaluate(
       )
     )
     return None
-  with Progress(total, label='evaluate') as progress:
+  shown = processes.is_first()
+  with Progress(total, label='evaluate', enabled=shown) as progress:
     return evaluation.evaluate_generation(
       run.model,
       run.params,
@@ -221,6 +223,7 @@ def adapt(
   Raises:
     UserError: something is not there, or the method does not fit the run.
   """
+  processes.check_alone('Few-shot adaptation')
   row = methods.get_method(method)
   run_folder.check_pretraining(run_dir, row)
   run = _load(run_dir, step, 'shapes' if mode == 'dry_run' else 'values')

@@ -98,6 +98,12 @@ def fuse(
 def _fold(flat, name, adapter, scale):
   kernel = flat.get(name)
   shape = _kernel_shape(adapter, kernel)
+  if kernel is not None and kernel.dtype == jnp.int8:
+    raise UserError(
+      'The backbone is stored as int8, and an adapter fused into it would be'
+      ' rounded with it: load the backbone that it was made from instead, and'
+      ' the adapter beside it.'
+    )
   if kernel is None or kernel.shape != shape:
     has = 'is absent' if kernel is None else f'is {kernel.shape}'
     raise UserError(

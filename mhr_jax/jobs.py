@@ -31,7 +31,8 @@ from mhr_jax.methods import Method
 from mhr_jax.model import MixIn, RoutedT5
 from mhr_jax.optim import OptimizerSettings
 from mhr_jax.setting_checks import check_fields
-from mhr_jax.t5.config import T5Config
+from mhr_jax.t5 import storage
+from mhr_jax.t5.config import Storage, T5Config
 from mhr_jax.task_data import TaskData
 from mhr_jax.task_table import TaskTable
 from mhr_jax.trainer import Probe, TrainSettings
@@ -107,11 +108,13 @@ class Job:
     """Draws or loads all parameters, as they are before the first step."""
     key = jax.random.key(self.settings.seed)
     if self.start_from is not None:
-      run = run_folder.load_run(self.start_from, mesh=self.mesh)
+      params = run_folder.load_run(self.start_from, mesh=self.mesh).params
+      stored = self.model.config.storage
+      params['backbone'] = storage.store(params['backbone'], stored)
       if not self.method.shares_pretraining:
-        return run.params
+        return params
       return methods.start_params(
-        self.method, run.params, self.model.adapters, phase='average'
+        self.method, params, self.model.adapters, phase='average'
       )
     if self.backbone_from is None:
       return self.model.init(key)
@@ -210,7 +213,7 @@ def build_job(
       f'TrainSettings.accumulation is {settings.accumulation}, which does not'
       f' divide MixtureSettings.batch_size, {mixture.batch_size}.'
     )
-  _check_start(row, backbone_from, start_from)
+  _check_start(row, backbone_from, start_from, backbone.storage)
   if backbone_from is not None:
     backbones.check_backbone(backbone_from, backbone)
   found = data.resolve()
@@ -234,6 +237,9 @@ def build_job(
     process_count=process_count,
   )
   phase: methods.Phase = 'average' if row.shares_pretraining else 'pretrain'
+  trains = methods.trained_labels(row, phase)
+  if 'backbone' in trains:
+    backbone = dataclasses.replace(backbone, storage='float32')
   base = _base_adapters(row, adapters, start_from, table)
   config = methods.adapter_config(row, base, phase=phase)
   return Job(
@@ -246,7 +252,7 @@ def build_job(
     split=split,
     loader=loader,
     vocabulary=vocabulary,
-    settings=_settings_of(settings, config, methods.trained_labels(row, phase)),
+    settings=_settings_of(settings, config, trains),
     optimizer=optimizer,
     mesh=mesh,
     backbone_from=backbone_from,
@@ -299,7 +305,10 @@ def _base_adapters(
 
 
 def _check_start(
-  method: Method, backbone_from: str | None, start_from: str | None
+  method: Method,
+  backbone_from: str | None,
+  start_from: str | None,
+  wanted: Storage,
 ) -> None:
   """Refuses a method that does not train so, and folders that are not there."""
   if method.shares_pretraining and start_from is None:
@@ -321,8 +330,9 @@ def _check_start(
     if folder is not None and not epath.Path(folder).exists():
       raise UserError(f'{name}: there is no folder {folder}.')
   if start_from is not None:
-    run_folder.read_model(start_from)  # says so where it is no run
+    saved = run_folder.read_model(start_from)  # says so where it is no run
     run_folder.check_pretraining(start_from, method)
+    storage.check_change(saved.config.storage, wanted)
 
 
 def _check_heldback(

@@ -16,6 +16,7 @@ from mhr_jax import (
   backbones,
   optimizer_state,
   partitioning,
+  processes,
   run_folder,
 )
 from mhr_jax import vocabulary as vocabulary_lib
@@ -26,6 +27,7 @@ from mhr_jax.model import Params, RoutedT5
 from mhr_jax.optimizer_state import OptimizerState
 from mhr_jax.routing import Mixing
 from mhr_jax.t5 import config as config_lib
+from mhr_jax.t5 import storage
 from mhr_jax.t5.config import T5Config
 from mhr_jax.task_table import TaskTable
 from mhr_jax.vocabulary import Vocabulary
@@ -100,6 +102,8 @@ def read_model(
   on_message: OnMessage = _log.warning,
 ) -> LoadedModel:
   """Reads a model; see `api.load`, whose arguments these are."""
+  if mesh is not None:
+    processes.check_local(mesh, 'Loading a model to ask it')
   if dtype is not None:
     config_lib.check_dtype(dtype)
   kind = formats.recognise(path)
@@ -292,8 +296,14 @@ def _read_whole(
 def _computing_in(model: RoutedT5, dtype: config_lib.Dtype | None) -> RoutedT5:
   if dtype is None:
     return model
-  config = dataclasses.replace(model.config, dtype=dtype)
-  return dataclasses.replace(model, config=config)
+  return dataclasses.replace(model, config=_config_in(model.config, dtype))
+
+
+def _config_in(config: T5Config, dtype: config_lib.Dtype) -> T5Config:
+  """Returns the config of a backbone that is read in a dtype."""
+  wanted = storage.as_storage(dtype)
+  storage.check_change(config.storage, wanted)
+  return dataclasses.replace(config, dtype=dtype, storage=wanted)
 
 
 def _read_run(
@@ -304,9 +314,7 @@ def _read_run(
   mesh: partitioning.Mesh | None,
   with_optimizer: bool,
 ) -> LoadedModel:
-  run = run_folder.load_run(
-    path, step, mesh=mesh, backbone_dtype=dtype or 'float32'
-  )
+  run = run_folder.load_run(path, step, mesh=mesh, backbone_dtype=dtype)
   model, params = _computing_in(run.model, dtype), dict(run.params)
   if dtype is not None:
     # A backbone that trained is saved with what trains, in float32.
@@ -375,7 +383,7 @@ def _read_parts(
   if config is None:
     config = find_config(path, adapter, on_message=on_message)
   if dtype is not None:
-    config = dataclasses.replace(config, dtype=dtype)
+    config = _config_in(config, dtype)
   bundle, source = None, str(path)
   if adapter is not None:  # It is small, and may not fit: before the backbone.
     bundle = read_bundle(
@@ -395,7 +403,7 @@ def _read_parts(
     path,
     config,
     mesh=mesh,
-    dtype=dtype or 'float32',
+    dtype=dtype,
     allow_pickle=allow_pickle,
   )
   params: dict[str, Any] = {'backbone': backbone}
@@ -403,9 +411,7 @@ def _read_parts(
   if bundle is None:
     return LoadedModel(model, params, None, vocabulary, source)
   _compare_checksums(bundle, backbone, config, source, on_message)
-  target = run_folder.restore_target(
-    model, tuple(bundle.params), mesh=mesh, backbone_dtype='float32'
-  )
+  target = run_folder.restore_target(model, tuple(bundle.params), mesh=mesh)
   params |= backbones.place(dict(bundle.params), target)
   return LoadedModel(model, params, bundle.task_table, vocabulary, source)
 

@@ -21,7 +21,7 @@ from mhr_jax import adapters as adapters_lib
 from mhr_jax import choice_losses, losses, methods, routing
 from mhr_jax.adapters import AdapterConfig
 from mhr_jax.errors import UserError, nearest
-from mhr_jax.t5 import decoding, network, parameters
+from mhr_jax.t5 import decoding, network, parameters, storage
 from mhr_jax.t5.config import T5Config, list_linears
 
 MixIn = Literal['auto', 'front', 'layer']
@@ -97,7 +97,8 @@ class RoutedT5:
     backbone_key, added_key = jax.random.split(key)
     token = jnp.zeros((1, 1), jnp.int32)
     variables = jax.jit(self.network.init)(backbone_key, token, token)
-    return {'backbone': variables['params']} | self.init_added(added_key)
+    backbone = storage.store(variables['params'], self.config.storage)
+    return {'backbone': backbone} | self.init_added(added_key)
 
   def init_added(self, key: PRNGKeyArray) -> Params:
     """Draws what the model adds to a backbone: adapters, perhaps routers."""

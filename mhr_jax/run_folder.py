@@ -24,6 +24,7 @@ from mhr_jax import vocabulary as vocabulary_lib
 from mhr_jax.adapters import AdapterConfig
 from mhr_jax.errors import UserError
 from mhr_jax.model import RoutedT5
+from mhr_jax.t5 import storage
 from mhr_jax.t5.config import T5Config
 from mhr_jax.task_table import TaskTable
 
@@ -33,7 +34,7 @@ VOCABULARY_FOLDER = 'vocabulary'
 VOCABULARY_FILE = 'spec.json'
 
 # Settings that change neither parameters nor what they mean.
-FREE_FIELDS = ('dropout_rate', 'dtype', 'remat', 'scan_layers')
+FREE_FIELDS = ('dropout_rate', 'dtype', 'remat', 'scan_layers', 'storage')
 
 
 class Run(NamedTuple):
@@ -289,7 +290,7 @@ def open_run(
   step: int | None = None,
   *,
   mesh: partitioning.Mesh | None = None,
-  backbone_dtype: str = 'float32',
+  backbone_dtype: str | None = None,
 ) -> Run:
   """Returns a run without its numbers: as `load_run`, of shapes.
 
@@ -306,7 +307,7 @@ def open_run(
   model = read_model(run_dir)
   step = _find_step(run_dir, step)
   kept = checkpoints.read_metadata(run_dir, step).get('frozen', {})
-  dtype = backbone_dtype if 'backbone' in kept else 'float32'
+  dtype = backbone_dtype if 'backbone' in kept else None
   labels = tuple(model.abstract_params())
   params = restore_target(model, labels, mesh=mesh, backbone_dtype=dtype)
   return Run(
@@ -329,7 +330,7 @@ def load_run(
   step: int | None = None,
   *,
   mesh: partitioning.Mesh | None = None,
-  backbone_dtype: str = 'float32',
+  backbone_dtype: str | None = None,
 ) -> Run:
   """Reads a run back: model, all parameters, tasks, vocabulary, step.
 
@@ -337,7 +338,8 @@ def load_run(
     run_dir: the run folder.
     step: a committed step; the last one by default.
     mesh: where to put the parameters; one device by default.
-    backbone_dtype: what a frozen backbone is converted to.
+    backbone_dtype: what a frozen backbone is converted to; by default it stays
+      as it is stored.
 
   Raises:
     UserError: there is no such step, or something does not fit.
@@ -347,7 +349,7 @@ def load_run(
   step = _find_step(run_dir, step)
   kept = checkpoints.read_metadata(run_dir, step).get('frozen', {})
   frozen.check_frozen(run_dir, kept)
-  dtype = backbone_dtype if 'backbone' in kept else 'float32'
+  dtype = backbone_dtype if 'backbone' in kept else None
   labels = tuple(model.abstract_params())
   target = restore_target(model, labels, mesh=mesh, backbone_dtype=dtype)
   params = checkpoints.read_trainable(
@@ -365,7 +367,7 @@ def restore_target(
   labels: Iterable[str],
   *,
   mesh: partitioning.Mesh | None,
-  backbone_dtype: str,
+  backbone_dtype: str | None = None,
 ) -> dict[str, Any]:
   """Returns shapes with shardings of some of a model's subtrees, to restore.
 
@@ -373,11 +375,17 @@ def restore_target(
     model: whose parameters.
     labels: which subtrees.
     mesh: where to put them; one device where it is None.
-    backbone_dtype: of the backbone's leaves.
+    backbone_dtype: of the backbone's leaves; by default as the model's config
+      stores them.
+
+  Raises:
+    UserError: the backbone is stored as int8, and another dtype is wanted.
   """
   abstract, axes = model.abstract_params(), model.logical_axes()
   target = {label: abstract[label] for label in labels}
-  if 'backbone' in target:
+  if 'backbone' in target and backbone_dtype is not None:
+    wanted = storage.as_storage(backbone_dtype)
+    storage.check_change(model.config.storage, wanted)
     target['backbone'] = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, backbone_dtype),
       target['backbone'],

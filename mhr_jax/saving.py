@@ -119,9 +119,23 @@ def check_request(
     )
   if dtype is not None:
     _check_dtype(dtype, format, model)
+  _check_storage(dtype, format, model)
   _check_task(task, format, model, task_table)
   if format == 'hf':
     hf_config.to_json(model.config, dtype=dtype or 'float32')
+
+
+def _check_storage(dtype: str | None, format: str, model: RoutedT5) -> None:
+  """Refuses to write rounded numbers as if they were whole ones."""
+  if model.config.storage != 'int8':
+    return
+  if dtype is not None or format in ('hf', 't5x'):
+    raise UserError(
+      'The backbone is stored as int8, which is written as it is or not at'
+      " all: 'native', 'run' and 'stablehlo' without dtype hold it. The"
+      ' adapters alone can be written and put on the backbone that it was made'
+      ' from.'
+    )
 
 
 def _check_dtype(dtype: str, format: str, model: RoutedT5) -> None:

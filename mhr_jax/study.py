@@ -18,7 +18,13 @@ import dataclasses
 
 from etils import epath
 
-from mhr_jax import configuration_values, run_files, study_files, train
+from mhr_jax import (
+  configuration_values,
+  processes,
+  run_files,
+  study_files,
+  train,
+)
 from mhr_jax.analysis import report
 from mhr_jax.errors import UserError
 from mhr_jax.study_cells import Cells
@@ -66,6 +72,7 @@ def study(
   Raises:
     UserError: something does not fit, or a folder holds another run.
   """
+  processes.check_alone('A study')
   cells = run_study(run_dir, settings, config_text=config_text, command=command)
   results = to_results(settings, cells)
   paths = study_files.write_results(run_dir, results, settings, cells)

@@ -24,7 +24,7 @@ import uuid
 
 from etils import epath
 
-from mhr_jax import run_files
+from mhr_jax import processes, run_files
 from mhr_jax.data import record_format, records
 from mhr_jax.errors import UserError, blaming
 from mhr_jax.startup_lines import without_startup_lines
@@ -132,11 +132,26 @@ class TaskData:
   def resolve(self) -> records.Mixture:
     """Returns the tasks, in the order of their ids; prepares what is missing.
 
-    What was prepared with other modules or options counts as missing.
+    What was prepared with other modules or options counts as missing. Of
+    several processes the first prepares; the others wait for what it makes.
 
     Raises:
       UserError: something is neither prepared nor registered.
     """
+    return processes.first_then_others(self._resolve, self._take_over)
+
+  def _take_over(self) -> records.Mixture:
+    """Opens what the first process prepared."""
+    try:
+      return self._open()
+    except UserError as error:
+      raise UserError(
+        f'{error} The first process prepares data, for all: it failed, or'
+        f' data_dir ({self.data_dir}) is not a folder that all of them see.'
+      ) from error
+
+  def _resolve(self) -> records.Mixture:
+    """Prepares what is missing, and opens everything."""
     found = None if self.prepare == 'stale' else self._find()
     if found is not None and self.prepare == 'missing':
       changed = _first_change(self)

@@ -12,12 +12,12 @@ import sys
 from typing import Any, Literal, NamedTuple
 
 from etils import epath
-import jax
 
 from mhr_jax import (
   checkpoints,
   configuration_values,
   dry_run,
+  processes,
   reporting,
   run_files,
   run_folder,
@@ -196,7 +196,7 @@ def run_job(
     config_text=config_text,
   )
   reporting.write_run_folder(job.run_dir, description)
-  if jax.process_index() == 0:
+  if processes.is_first():
     run_files.write_json(job.run_dir / SETTINGS_FILE, values)
   with (
     reporting.RunLog(
@@ -247,7 +247,7 @@ def _save_routing(job: Job, params: Mapping[str, Any]) -> None:
   if adapters is not None and adapters.has_routers:
     weights = routing.task_mixing_weights(params, adapters)
     alike = skills.skill_similarity(params)
-    if jax.process_index() == 0:
+    if processes.is_first():
       routing.save_routing(job.run_dir, weights, job.task_table)
       skills.save_skills(job.run_dir, alike)
 

@@ -89,11 +89,19 @@ def split_params(
         f'The model has no {label!r} to train.{nearest(label, params)}'
       )
   trainable = {
-    label: jax.tree.map(lambda x: x.astype(jnp.float32), params[label])
-    for label in trains
+    label: jax.tree.map(_in_float32, params[label]) for label in trains
   }
   frozen = {label: v for label, v in params.items() if label not in trains}
   return trainable, frozen
+
+
+def _in_float32(x: Array) -> Array:
+  if not jnp.issubdtype(x.dtype, jnp.floating):
+    raise UserError(
+      f'What trains is stored as {x.dtype}, in which no step is small enough.'
+      " Start from a backbone with T5Config.storage = 'float32'."
+    )
+  return x.astype(jnp.float32)
 
 
 def init_state(

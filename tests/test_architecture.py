@@ -34,6 +34,7 @@ _ROWS = (
     'losses',
     'metric_forms',
     'metrics',
+    'processes',
     'progress',
     'routing',
     'run_files',

@@ -3,8 +3,6 @@
 A module of its own, so that another process can import it and be killed.
 """
 
-import json
-import sys
 import time
 
 import jax
@@ -146,33 +144,3 @@ def run_in_process(run_dir, steps, slow, started):
     started.value = step
 
   run(run_dir, steps, slow=slow, on_log=on_log)
-
-
-def main(arguments):
-  """One of several processes that train together."""
-  jax.config.update('jax_num_cpu_devices', arguments['devices'])
-  jax.config.update('jax_cpu_collectives_implementation', 'gloo')
-  jax.distributed.initialize(
-    arguments['address'], arguments['processes'], arguments['index']
-  )
-  mesh = partitioning.make_mesh(-1, 1)
-  index, count = partitioning.data_shard(mesh)
-
-  def mine(step):
-    time.sleep(arguments['slow'])
-    return {k: np.split(v, count)[index] for k, v in batches(step).items()}
-
-  trainer.fit(
-    ToyModel(),
-    ToyModel().init(),
-    mine,
-    settings=trainer.TrainSettings(arguments['steps'], save_every=4),
-    optimizer=OPTIMIZER,
-    run_dir=arguments['run_dir'],
-    mesh=mesh,
-    task_table=TASKS,
-  )
-
-
-if __name__ == '__main__':
-  main(json.loads(sys.argv[1]))

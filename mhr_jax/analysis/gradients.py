@@ -236,6 +236,9 @@ def measure_alignment(
       )
       total = gradient if total is None else _add_trees(total, gradient)
     sums = programs.add(sums, params, task_id, total)
+    # Many programs at once make several processes wait for each other for
+    # ever (on CPUs), and hold as many gradients.
+    jax.block_until_ready(sums)
   return _to_numbers(jax.device_get(programs.finish(sums)), len(tasks))
 
 

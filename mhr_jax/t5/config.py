@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 from mhr_jax import errors, setting_checks
 
 Dtype = Literal['float32', 'bfloat16', 'float64']
+Storage = Literal['float32', 'bfloat16', 'int8']
 Remat = Literal['none', 'full']
 RelativePositions = Literal['stack', 'layer']
 Stack = Literal['encoder', 'decoder']
@@ -30,8 +31,9 @@ class T5Config:
   """The shape and the numerics of one T5 encoder-decoder.
 
   Two configs with the same sizes share checkpoints: `dtype`, `dropout_rate`
-  and `remat` change no parameter, and `scan_layers` only how the parameters
-  are laid out (`mhr_jax.t5.parameters` converts exactly).
+  and `remat` change no parameter, `scan_layers` only how the parameters are
+  laid out (`mhr_jax.t5.parameters` converts exactly), and `storage` only to
+  how many digits a frozen backbone is kept (`mhr_jax.t5.storage`).
 
   Attributes:
     vocab_size: rows of the embedding, padding rows included.
@@ -52,8 +54,11 @@ class T5Config:
     relative_attention_max_distance: distance from which all share a bucket.
     dropout_rate: share dropped in training.
     dtype: of the matrix products and the residual stream. Norms, softmax and
-      logits are float32 under 'bfloat16' too, and so are stored parameters.
+      logits are float32 under 'bfloat16' too.
       'float64' is for comparisons and needs jax_enable_x64.
+    storage: of the parameters of a backbone that does not train: 'float32',
+      'bfloat16' (half the bytes), or 'int8', kernels and embedding as whole
+      numbers with scales (a quarter). What trains is float32 in any case.
     layer_norm_epsilon: added to the mean square.
     scan_layers: one traced layer body over stacked parameters (compile time
       does not grow with depth), or a parameter subtree `layers_N` a layer.
@@ -80,6 +85,7 @@ class T5Config:
   relative_attention_max_distance: int = 128
   dropout_rate: float = 0.0
   dtype: Dtype = 'float32'
+  storage: Storage = 'float32'
   layer_norm_epsilon: float = 1e-6
   scan_layers: bool = True
   remat: Remat = 'none'

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int
 import numpy as np
 
 from mhr_jax.t5 import config as config_lib
+from mhr_jax.t5 import storage
 
 # {'a': [B, in, rank], 'b': [B, rank, out]} or {'scale': [B, out]}
 Adapter = Mapping[str, Array]
@@ -130,7 +131,7 @@ class Dense(nn.Module):
 
   Attributes:
     features: width of the output.
-    dtype: the dtype computed in; the kernel is stored in float32.
+    dtype: the dtype computed in; see `storage` for how the kernel is kept.
     kernel_init: initialiser of `kernel` [in, features].
   """
 
@@ -146,9 +147,11 @@ class Dense(nn.Module):
   ) -> Float[Array, 'rows length out']:
     """Returns x·W plus what a low-rank pair adds, or times an (IA)³ scale."""
     shape = (x.shape[-1], self.features)
-    kernel = self.param('kernel', self.kernel_init, shape, jnp.float32)
+    kernel = storage.read_param(
+      self, 'kernel', self.kernel_init, shape, self.dtype
+    )
     x = x.astype(self.dtype)
-    y = matmul(x, kernel.astype(self.dtype))
+    y = matmul(x, kernel)
     if adapter is None:
       return y
     if 'scale' in adapter:

@@ -6,6 +6,7 @@ serve training (`T5.__call__`) and decoding one position at a time with a cache
 (`T5.start_cache`, `T5.decode_step`; see `mhr_jax.t5.decoding`).
 """
 
+import functools
 from typing import Any
 
 from flax import linen as nn
@@ -16,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from mhr_jax import errors
 from mhr_jax.t5 import config as config_lib
 from mhr_jax.t5 import layers as layers_lib
-from mhr_jax.t5 import stacks
+from mhr_jax.t5 import stacks, storage
 
 
 def mask_bias(
@@ -43,12 +44,16 @@ class Embedder(nn.Module):
     shape = (self.config.vocab_size, self.config.emb_dim)
     init = nn.initializers.normal(1.0)
     self.embedding = self.param('embedding', init, shape, jnp.float32)
+    self.scale = storage.read_scale(self, 'embedding')
 
   def __call__(
     self, tokens: Int[Array, '*shape']
   ) -> Float[Array, '*shape emb']:
     """Returns the rows of tokens; NaN for a token outside the vocabulary."""
-    rows = jnp.take(self.embedding, tokens, axis=0)
+    read = functools.partial(jnp.take, indices=tokens, axis=0)
+    rows = storage.scaled(
+      read(self.embedding), jax.tree.map(read, self.scale), axis=-1
+    )
     return rows.astype(self.config.dtype)
 
   def logits(
@@ -57,7 +62,8 @@ class Embedder(nn.Module):
     """Returns logits of the tied output layer, in `wide_dtype`."""
     wide = self.config.wide_dtype
     x = x.astype(wide) * self.config.emb_dim**-0.5
-    return layers_lib.matmul(x, self.embedding.astype(wide).T)
+    embedding = storage.scaled(self.embedding, self.scale, axis=-1)
+    return layers_lib.matmul(x, embedding.astype(wide).T)
 
 
 class T5(nn.Module):

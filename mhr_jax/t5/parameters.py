@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from mhr_jax.t5 import config as config_lib
+from mhr_jax.t5 import storage
 
 STACKS: tuple[config_lib.Stack, ...] = ('encoder', 'decoder')
 _LAYER = re.compile(r'layers_(\d+)')
@@ -152,4 +153,4 @@ def logical_axes(config: config_lib.T5Config) -> dict[str, Any]:
   axes['token_embedder'] = {'embedding': ('vocab', 'embed')}
   if not config.logits_via_embedding:
     axes['decoder']['logits_dense'] = {'kernel': ('embed', 'vocab')}
-  return axes
+  return storage.add_scale_axes(axes) if config.storage == 'int8' else axes

@@ -11,7 +11,7 @@ import pathlib
 import runpy
 import sys
 
-from mhr_jax import cli
+from mhr_jax import processes
 from mhr_jax.errors import UserError
 from mhr_jax.t5x import installation
 
@@ -44,7 +44,7 @@ def _join_processes() -> None:
     name, _, where = argument.partition('=')
     if name == _DISTRIBUTED:
       sys.argv.remove(argument)
-      cli.join_processes(where)
+      processes.join(where)
 
 
 if __name__ == '__main__':

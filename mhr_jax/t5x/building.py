@@ -43,7 +43,15 @@ def build_routed(
     scan_layers: whether layers are stacked; published T5 1.1 checkpoints are
       not.
     mix_in: see `RoutedT5`.
+
+  Raises:
+    UserError: the backbone is to be stored as T5X does not store it.
   """
+  if backbone.storage != 'float32':
+    raise UserError(
+      f'T5X holds the backbone in float32, not {backbone.storage!r}: leave'
+      ' T5Config.storage out.'
+    )
   row = methods.get_method(method)
   base = adapters(n_tasks=n_tasks)
   config = dataclasses.replace(backbone, scan_layers=scan_layers)
