@@ -203,6 +203,9 @@ def _add_run_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     'study', _run_study, 'compare methods: train, adapt, report', gin=True
   )
   study.add_argument('files', nargs='*', metavar='STUDY.gin')
+  command_flags.add_plan_flags(
+    add('plan', _run_plan, 'say what a run would take on a pod', gin=True)
+  )
   add('doctor', _run_doctor, 'say what this environment can do', gin=False)
   command_flags.add_methods_flags(
     add('methods', _run_methods, 'list methods; count parameters', gin=True)
@@ -457,6 +460,12 @@ def _run_study(options: argparse.Namespace) -> None:
   given = {'command': options.command_line}
   resolved = configuration.resolve(study.study, given=(*given, 'config_text'))
   configuration.call(study.study, config_text=resolved.to_text(), **given)
+
+
+def _run_plan(options: argparse.Namespace) -> None:
+  from mhr_jax import plan_command
+
+  plan_command.plan(_configure(options), options)
 
 
 def _run_doctor(options: argparse.Namespace) -> None:

@@ -21,6 +21,8 @@ from typing import Literal, Protocol, get_args
 from jax import numpy as jnp
 from jaxtyping import Array, Float
 
+from mhr_jax import placement
+
 AdapterKind = Literal['low_rank', 'ia3']
 ADAPTER_KINDS: tuple[str, ...] = get_args(AdapterKind)
 
@@ -136,7 +138,8 @@ def mix_adapter(
   leaf = next(iter(inventory.values()))
   weights = jnp.moveaxis(weights.astype(leaf.dtype), -2, -3)
   if SCALE in inventory:
-    change = jnp.moveaxis(weights @ (inventory[SCALE] - 1), -3, -2)
+    changes = (inventory[SCALE] - 1)[..., None]
+    change = jnp.moveaxis(_mix_blocks(weights, changes)[..., 0], -3, -2)
     return {SCALE: 1 + change.reshape(*change.shape[:-2], -1)}
   a = _mix_blocks(weights, inventory['a'])
   b = _mix_blocks(weights * scale, inventory['b'])
@@ -153,11 +156,19 @@ def _mix_blocks(weights, blocks):
   """[..., split, batch, skill] x [..., split, skill, x, y] -> [..., x, y].
 
   One matrix product a layer and split: two to three times as fast on CPU as
-  the einsum with x and y apart, in both directions.
+  the einsum with x and y apart, in both directions. Spread over devices, x and
+  y stay apart, since either may be what is spread; every device mixes its
+  features for all rows of the batch, whose weights are small, and the rows
+  then go where they are read. No inventory is gathered.
   """
-  *lead, x, y = blocks.shape
-  mixed = weights @ blocks.reshape(*lead, x * y)
-  return mixed.reshape(*mixed.shape[:-1], x, y)
+  if not placement.is_spread():
+    *lead, x, y = blocks.shape
+    mixed = weights @ blocks.reshape(*lead, x * y)
+    return mixed.reshape(*mixed.shape[:-1], x, y)
+  weights = placement.constrain_axis(weights, -2, None)
+  mixed = jnp.einsum('...bk,...kxy->...bxy', weights, blocks)
+  mixed = placement.constrain_axis(mixed, -3, None)
+  return placement.constrain_axis(mixed, -3, placement.DATA_AXIS)
 
 
 def cast_adapter(

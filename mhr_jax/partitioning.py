@@ -2,9 +2,10 @@
 
 Every parameter has a name for each of its axes (`RoutedT5.logical_axes`). The
 rules give each name an axis of the mesh, or none. An axis that does not divide
-evenly stays whole and is reported. Adapters are moreover spread over `data`,
-each along its longest axis that divides: with Adam they would otherwise be
-held whole on every device.
+evenly stays whole and is reported. Adapters and routers are moreover spread
+over `data`, each along its longest axis that divides: with Adam they would
+otherwise be held whole on every device.
+What lives in between, `placement` pins.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,15 +18,13 @@ from jax.experimental import mesh_utils
 import numpy as np
 
 from mhr_jax.errors import UserError
+from mhr_jax.placement import DATA_AXIS, MODEL_AXIS
 from mhr_jax.tree_paths import leaves_by_path, names_of
 
 Mesh = jax.sharding.Mesh
 NamedSharding = jax.sharding.NamedSharding
 PartitionSpec = jax.sharding.PartitionSpec
 Rules = tuple[tuple[str, str | None], ...]
-
-DATA_AXIS = 'data'
-MODEL_AXIS = 'model'
 
 LOGICAL_AXIS_RULES: Rules = (
   # T5X's names; parameters are split over `model` along one axis.
@@ -39,9 +38,10 @@ LOGICAL_AXIS_RULES: Rules = (
   ('length', None),
   ('layers', None),
   ('relpos_buckets', None),
-  # Ours.
+  # Ours. A split is a block of features: where it is whole on a device, so
+  # are the joined features that the network reads.
   ('task', None),
-  ('split', None),
+  ('split', MODEL_AXIS),
   ('skill', None),
   ('rank', None),
 )
@@ -52,11 +52,15 @@ LOGICAL_AXIS_RULES_2D: Rules = tuple(
   for name, axis in LOGICAL_AXIS_RULES
 )
 
-SPREAD_LABELS = ('adapters',)
+SPREAD_LABELS = ('adapters', 'routers')
 
-# A slice along one of these is read at a time: splitting them would make each
-# read a collective.
-_UNSPREAD_AXES = ('layers', 'task')
+# A slice along `layers` or `task` is read at a time: splitting them would make
+# each read a collective. Mixing sums over skills: splitting those would leave
+# every device with partial sums for all rows of the batch.
+_UNSPREAD_AXES = ('layers', 'task', 'skill')
+
+# The features inside a split take its place where there are too few splits.
+_MAY_STAY_WHOLE = ('split',)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,10 +161,11 @@ def _entries(
     if axis is None or taken or mesh.shape[axis] == 1:
       entries.append(())
     elif size % mesh.shape[axis]:
-      notes.append(
-        f'{path}: {name} of {size} does not divide by {axis} of'
-        f' {mesh.shape[axis]}; it is not split.'
-      )
+      if name not in _MAY_STAY_WHOLE:
+        notes.append(
+          f'{path}: {name} of {size} does not divide by {axis} of'
+          f' {mesh.shape[axis]}; it is not split.'
+        )
       entries.append(())
     else:
       entries.append((axis,))

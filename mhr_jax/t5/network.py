@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from mhr_jax import errors
+from mhr_jax import errors, placement
 from mhr_jax.t5 import config as config_lib
 from mhr_jax.t5 import layers as layers_lib
 from mhr_jax.t5 import stacks
@@ -49,7 +49,7 @@ class Embedder(nn.Module):
   ) -> Float[Array, '*shape emb']:
     """Returns the rows of tokens; NaN for a token outside the vocabulary."""
     rows = jnp.take(self.embedding, tokens, axis=0)
-    return rows.astype(self.config.dtype)
+    return placement.constrain_rows(rows.astype(self.config.dtype))
 
   def logits(
     self, x: Float[Array, '*shape emb']
