@@ -3,8 +3,8 @@
 Every parameter has a name for each of its axes (`RoutedT5.logical_axes`). The
 rules give each name an axis of the mesh, or none. An axis that does not divide
 evenly stays whole and is reported. Adapters and routers are moreover spread
-over `data`, each along its longest axis that divides: with Adam they would
-otherwise be held whole on every device.
+over all of the mesh, along their longest axis that divides: with Adam they
+would otherwise be held whole on every device.
 What lives in between, `placement` pins.
 """
 
@@ -38,8 +38,8 @@ LOGICAL_AXIS_RULES: Rules = (
   ('length', None),
   ('layers', None),
   ('relpos_buckets', None),
-  # Ours. A split is a block of features: where it is whole on a device, so
-  # are the joined features that the network reads.
+  # Ours. A split is a block of features, so it takes the place of features
+  # that the network has over `model` (see `_axis_of`).
   ('task', None),
   ('split', MODEL_AXIS),
   ('skill', None),
@@ -59,8 +59,7 @@ SPREAD_LABELS = ('adapters', 'routers')
 # every device with partial sums for all rows of the batch.
 _UNSPREAD_AXES = ('layers', 'task', 'skill')
 
-# The features inside a split take its place where there are too few splits.
-_MAY_STAY_WHOLE = ('split',)
+_SPLIT = 'split'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,12 +155,12 @@ def _entries(
   for name, size in zip(names, shape, strict=True):
     if name not in table:
       raise UserError(f'There is no rule for the axis {name!r} of {path}.')
-    axis = table[name]
+    axis = _axis_of(name, names, table)
     taken = any(axis in entry for entry in entries)
     if axis is None or taken or mesh.shape[axis] == 1:
       entries.append(())
     elif size % mesh.shape[axis]:
-      if name not in _MAY_STAY_WHOLE:
+      if name != _SPLIT:  # The features inside it take its place.
         notes.append(
           f'{path}: {name} of {size} does not divide by {axis} of'
           f' {mesh.shape[axis]}; it is not split.'
@@ -172,21 +171,37 @@ def _entries(
   return entries
 
 
+def _axis_of(
+  name: str, names: tuple[str, ...], table: Mapping[str, str | None]
+) -> str | None:
+  """Returns the mesh axis of a name; a split has that of its features."""
+  if name != _SPLIT:
+    return table[name]
+  features = {table.get(other) for other in names if other != _SPLIT}
+  return table[name] if table[name] in features else None
+
+
 def _spread(
   entries: list[tuple[str, ...]],
   names: tuple[str, ...],
   shape: tuple[int, ...],
   mesh: Mesh,
 ):
-  """Adds `data` to the longest axis that still divides, in place."""
-  if mesh.shape[DATA_AXIS] == 1 or any(DATA_AXIS in e for e in entries):
-    return
-  for i in sorted(range(len(shape)), key=lambda i: -shape[i]):
-    parts = math.prod(mesh.shape[axis] for axis in entries[i])
-    divides = shape[i] % (parts * mesh.shape[DATA_AXIS]) == 0
-    if divides and names[i] not in _UNSPREAD_AXES:
-      entries[i] = (*entries[i], DATA_AXIS)
-      return
+  """Adds what is left of the mesh to the longest axis that divides, in place.
+
+  `data` comes last: it is the minor part of an axis that has both, so rows can
+  change places with it.
+  """
+  by_length = sorted(range(len(shape)), key=lambda i: -shape[i])
+  for axis in (MODEL_AXIS, DATA_AXIS):
+    if mesh.shape[axis] == 1 or any(axis in entry for entry in entries):
+      continue
+    for i in by_length:
+      parts = math.prod(mesh.shape[each] for each in entries[i])
+      divides = shape[i] % (parts * mesh.shape[axis]) == 0
+      if divides and names[i] not in _UNSPREAD_AXES:
+        entries[i] = (*entries[i], axis)
+        break
 
 
 def _spec(entries: list[tuple[str, ...]]) -> PartitionSpec:

@@ -24,6 +24,11 @@ def is_spread() -> bool:
   return DATA_AXIS in jax.sharding.get_abstract_mesh().axis_names
 
 
+def axis_size(axis: str) -> int:
+  """Returns how many devices the mesh has along an axis; 1 without it."""
+  return jax.sharding.get_abstract_mesh().shape.get(axis, 1)
+
+
 def constrain(x: Array, *entries: Any) -> Array:
   """Pins where an intermediate array lives.
 

@@ -43,6 +43,11 @@ class Target:
   is_exact: bool
   note: str = ''
 
+  @property
+  def compiler_options(self) -> dict[str, Any] | None:
+    """What `jax.stages.Lowered.compile` is given."""
+    return None if self.is_exact else dict(_CPU_OPTIONS)
+
 
 def open_target(topology: Topology) -> Target:
   """Returns devices of a topology; must come before jax is used.
@@ -109,6 +114,13 @@ def _cpu_devices(n: int) -> Sequence[jax.Device]:
       ' plan in a process of its own (`mhr-jax plan`).'
     )
   return devices[:n]
+
+
+# Machine code that nobody runs need not be good.
+_CPU_OPTIONS = {
+  'xla_backend_optimization_level': 0,
+  'xla_llvm_disable_expensive_passes': True,
+}
 
 
 @contextlib.contextmanager

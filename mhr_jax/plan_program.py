@@ -136,7 +136,7 @@ def compile_candidate(
   with quick_compilation():
     lowered = step.lower(state, batch, key)
     try:
-      compiled = lowered.compile()
+      compiled = lowered.compile(target.compiler_options)
     except jax.errors.JaxRuntimeError as error:
       if _TOO_LARGE not in str(error):
         raise
