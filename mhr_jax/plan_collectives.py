@@ -1,8 +1,9 @@
 """What the devices of a compiled program say to each other, read from its text.
 
 XLA prints a program as computations that call each other. A collective in the
-body of a loop happens as often as the loop turns, which the loop knows
-(`known_trip_count`); `cost_analysis` counts such a body once.
+body of a loop happens as often as the loop turns, which the loop says
+(`known_trip_count`) or, on TPUs, only its condition. `cost_analysis` counts
+such a body once.
 """
 
 from collections.abc import Iterator, Mapping
@@ -30,7 +31,14 @@ _CALLED = re.compile(
   r'branch_computations)=(?:\{([^}]*)\}|(%?[\w.\-]+))'
 )
 _TRIPS = re.compile(r'known_trip_count[^\d]*(\d+)')
+_CONDITION = re.compile(r'condition=%?([\w.\-]+)')
+_BOUND = re.compile(r' = s(?:32|64)\[\]\S* constant\((\d+)\)')
 _ARRAY = re.compile(r'([a-z]+\d*\w*)\[([\d,]*)\]')
+_NAMED_GROUPS = re.compile(
+  r'replica_groups=mesh\[(?P<mesh>[^\]]*)\]'
+  r'(?:, device_ids=\(\[(?P<tiles>[\d,]+)\](?:T\((?P<order>[\d,]+)\))?\))?'
+  r' \{(?P<axes>[^}]*)\}'
+)
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _BITS = re.compile(r'(\d+)')
 
@@ -150,12 +158,25 @@ def _calls(
   lines: list[str], bodies: Mapping[str, list[str]]
 ) -> Iterator[tuple[str, int]]:
   for line in lines:
-    trips = _TRIPS.search(line) if ' while(' in line else None
+    trips = _count_trips(line, bodies) if ' while(' in line else 1
     for match in _CALLED.finditer(line):
       for name in (match.group(1) or match.group(2)).split(', '):
         name = name.removeprefix('%')
         if name in bodies and _has_calls(bodies[name]):
-          yield name, int(trips.group(1)) if trips else 1
+          yield name, trips
+
+
+def _count_trips(line: str, bodies: Mapping[str, list[str]]) -> int:
+  """Returns the turns of a loop; 1 where neither it nor its condition says."""
+  known = _TRIPS.search(line)
+  if known:
+    return int(known.group(1))
+  condition = _CONDITION.search(line)
+  lines = bodies.get(condition.group(1), []) if condition else []
+  # Scans count from 0, and compare with the one number there is.
+  bounds = [int(n) for each in lines for n in _BOUND.findall(each)]
+  below = any('direction=LT' in each or ' fusion(' in each for each in lines)
+  return bounds[0] if len(bounds) == 1 and below else 1
 
 
 def _has_calls(lines: list[str]) -> bool:
@@ -202,17 +223,29 @@ def _groups(line: str) -> np.ndarray:
     shape, tiles, order = (_numbers(part) for part in iota.groups(default=''))
     devices = np.arange(math.prod(tiles)).reshape(tiles)
     return (devices.transpose(order) if order else devices).reshape(shape)
-  named = re.search(r'replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}', line)
-  return _mesh_groups(*named.groups()) if named else np.zeros((0, 0), int)
+  named = _NAMED_GROUPS.search(line)
+  return _mesh_groups(**named.groupdict()) if named else np.zeros((0, 0), int)
 
 
-def _mesh_groups(mesh: str, axes: str) -> np.ndarray:
-  """Reads groups such as mesh['x'=4,'y'=2] {'y'}; no parts of axes."""
+def _mesh_groups(
+  mesh: str, axes: str, tiles: str | None, order: str | None
+) -> np.ndarray:
+  """Reads groups such as mesh['x'=4,'y'=2] {'y'}; no parts of axes.
+
+  Args:
+    mesh: sizes by name.
+    axes: names of those along which devices take part together.
+    tiles: a shape of the device numbers, in their order; or None.
+    order: how its axes are turned before they fill the mesh.
+  """
   sizes = {name: int(n) for name, n in re.findall(r"'([^']+)'=(\d+)", mesh)}
   names = re.findall(r"'([^']+)'", axes)
   if ':' in axes or not names:
     return np.zeros((0, 0), int)
-  devices = np.arange(math.prod(sizes.values())).reshape(*sizes.values())
+  devices = np.arange(math.prod(sizes.values()))
+  if tiles:
+    devices = devices.reshape(_numbers(tiles)).transpose(_numbers(order or '0'))
+  devices = devices.reshape(*sizes.values())
   places = [list(sizes).index(name) for name in names]
   moved = np.moveaxis(devices, places, range(-len(places), 0))
   return moved.reshape(-1, math.prod(sizes[name] for name in names))

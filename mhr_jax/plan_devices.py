@@ -56,8 +56,6 @@ def open_target(topology: Topology) -> Target:
     UserError: there is no such slice, or jax has started with other devices.
   """
   platform = topology.chip.platform
-  os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
-  os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
   package, remedy, devices = _OPTIONAL.get(platform, ('', '', None))
   if devices and _is_installed(package):
     jax.config.update('jax_platforms', 'cpu')
@@ -74,9 +72,22 @@ def _is_installed(name: str) -> bool:
   return False
 
 
+# So that libtpu neither asks a metadata server about chips nor warns of none;
+# and several plans may run at once.
+_NO_TPU_HERE = {
+  'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+  'TPU_ACCELERATOR_TYPE': 'v5litepod-1',
+  'TPU_SKIP_MDS_QUERY': '1',
+  'TPU_WORKER_HOSTNAMES': 'localhost',
+  'TPU_WORKER_ID': '0',
+}
+
+
 def _tpu_devices(topology: Topology) -> Sequence[jax.Device]:
   from jax.experimental import topologies
 
+  for name, value in _NO_TPU_HERE.items():
+    os.environ.setdefault(name, value)
   options = {}
   if topology.kind in ('v4', 'v5p'):  # Two cores a chip, used as one device.
     options['chip_config_name'] = 'megacore'

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import dataclasses
+import functools
 import math
 import re
 import time
@@ -55,8 +56,9 @@ class Setup:
     """Labels of what trains."""
     return methods.trained_labels(self.method, 'pretrain')
 
-  def abstract_params(self) -> dict[str, Any]:
-    """Returns the shapes of all parameters, as a run holds them."""
+  @functools.cached_property
+  def params(self) -> dict[str, Any]:
+    """The shapes of all parameters, as a run holds them."""
     params = RoutedT5(self.backbone, self.adapters).abstract_params()
     if 'backbone' not in self.trains:
       dtype = jnp.dtype(self.backbone_dtype)
@@ -165,7 +167,7 @@ def plan_candidate(
     candidate.data, candidate.model, devices=target.devices
   )
   return plan_state(
-    setup.abstract_params(),
+    setup.params,
     optim.make_optimizer(setup.optimizer, setup.settings.steps),
     setup.trains,
     mesh=mesh,

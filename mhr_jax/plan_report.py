@@ -182,7 +182,7 @@ def summary_line(setup: Setup, target: Target, n_tasks: int) -> str:
   config = setup.backbone
   counts = {
     label: sum(x.size for x in jax.tree.leaves(tree))
-    for label, tree in setup.abstract_params().items()
+    for label, tree in setup.params.items()
   }
   parts = ', '.join(f'{count:,} of {label}' for label, count in counts.items())
   return (

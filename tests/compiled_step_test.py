@@ -15,7 +15,7 @@ from mhr_jax.t5.config import t5_config
 from mhr_jax.train_state import make_train_step, place_state, plan_state
 
 _ROWS, _INPUTS, _TARGETS = 16, 24, 8
-_CONFIG = t5_config('t5_1_1_tiny', vocab_size=512)
+_CONFIG = t5_config('t5_1_1_tiny', vocab_size=512, mlp_activations=('relu',))
 # Primes that nothing else has: an array with both is part of an inventory.
 _SKILLS, _RANK = 5, 3
 # Linears whose features are split over `model` on the way in, on the way out.

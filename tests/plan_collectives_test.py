@@ -118,6 +118,41 @@ def test_loops_in_loops_and_parts_that_run_apart():
   assert reduce.source == 'jit(step)/grads'
 
 
+def test_a_loop_that_only_its_condition_bounds():
+  text = _TEXT.replace(', backend_config={"known_trip_count":{"n":"5"}}', '')
+  text = text.replace(
+    '%outer (q',
+    """%c (q: s32[]) -> pred[] {
+  %n = s32[]{:T(128)} constant(24)
+  %q = s32[] parameter(0)
+  ROOT %lt = pred[] compare(%q, %n), direction=LT
+}
+
+%outer (q""",
+  )
+  found = plan_collectives.list_collectives(text)
+  assert sorted(each.times for each in found) == [1, 24, 24 * 3]
+
+
+@pytest.mark.parametrize(
+  ('groups', 'expected'),
+  [
+    ('{{0,3},{1,2}}', [[0, 3], [1, 2]]),
+    ('[2,2]<=[4]', [[0, 1], [2, 3]]),
+    ("mesh['x'=2,'y'=2] {'x'}", [[0, 2], [1, 3]]),
+    ("mesh['x'=2,'y'=2], device_ids=([2,2]T(1,0)) {'x'}", [[0, 1], [2, 3]]),
+    ("mesh['x'=1,'y'=4] {'x','y'}", [[0, 1, 2, 3]]),
+  ],
+)
+def test_groups_in_each_form(groups, expected):
+  line = (
+    f'  %r = f32[8] all-gather(%b), replica_groups={groups}, dimensions={{0}}'
+  )
+  text = f'ENTRY %main (b: f32[4]) -> f32[8] {{\n{line}\n}}'
+  (found,) = plan_collectives.list_collectives(text)
+  np.testing.assert_array_equal(found.groups, expected)
+
+
 def test_groups_of_several_nodes_are_told_apart():
   gather, permute, reduce = sorted(
     plan_collectives.list_collectives(_TEXT), key=lambda each: -each.times
