@@ -220,6 +220,9 @@ def _add_run_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     'completion', _run_completion, 'print completion for a shell', gin=False
   )
   completion.add_argument('shell', choices=('bash', 'zsh', 'tcsh'))
+  command_flags.add_plan_flags(
+    add('plan', _run_plan, 'say what a run would take on a pod', gin=True)
+  )
   add('doctor', _run_doctor, 'say what this environment can do', gin=False)
   command_flags.add_methods_flags(
     add('methods', _run_methods, 'list methods; count parameters', gin=True)
@@ -439,6 +442,12 @@ def _run_completion(options: argparse.Namespace) -> None:
   from mhr_jax import completion
 
   print(completion.write_script(build_parser(), options.shell))
+
+
+def _run_plan(options: argparse.Namespace) -> None:
+  from mhr_jax import plan_command
+
+  plan_command.plan(_configure(options), options)
 
 
 def _run_doctor(options: argparse.Namespace) -> None:

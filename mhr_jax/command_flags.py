@@ -110,6 +110,60 @@ def add_methods_flags(command: argparse.ArgumentParser) -> None:
   )
 
 
+def add_plan_flags(command: argparse.ArgumentParser) -> None:
+  """Adds those of `mhr-jax plan`."""
+  command.add_argument(
+    '--topology',
+    required=True,
+    metavar='CHIP:SHAPE',
+    help='such as v5e:16x16, v4:4x4x8, v5p:4x4x4, h100:64, cpu:256',
+  )
+  command.add_argument(
+    '--mesh',
+    type=_mesh,
+    action='append',
+    default=[],
+    metavar='DATAxMODEL',
+    help='to try; repeatable; default: the two smallest that have room',
+  )
+  command.add_argument(
+    '--batch',
+    type=int,
+    action='append',
+    default=[],
+    metavar='ROWS',
+    help="of the global batch; repeatable; default: the configuration's",
+  )
+  command.add_argument(
+    '--mix_in',
+    action='append',
+    default=[],
+    choices=('front', 'layer'),
+    help='where to mix adapters; repeatable; default: both',
+  )
+  command.add_argument(
+    '--n_tasks',
+    type=int,
+    default=64,
+    help='how many tasks there are, since no data is read; default: 64',
+  )
+  command.add_argument(
+    '--backbone_dtype',
+    choices=('float32', 'bfloat16'),
+    default='float32',
+    help='of the frozen backbone where it is stored; default: float32',
+  )
+  command.add_argument('--json', metavar='FILE', help='write the plan there')
+
+
+def _mesh(text: str) -> tuple[int, int]:
+  """Reads 'DATAxMODEL'."""
+  data, _, model = text.partition('x')
+  if not (data.isdecimal() and model.isdecimal()):
+    raise argparse.ArgumentTypeError(f'{text} is not DATAxMODEL, such as 16x4')
+  return int(data), int(model)
+
+
 def given_settings(options: argparse.Namespace) -> dict[str, Any]:
   """Returns the fields of `AdapterConfig` that flags of ours say."""
   names = (*_SETTINGS, 'targets')

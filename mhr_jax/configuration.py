@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import graphlib
 import importlib.util
+import inspect
 import io
 import pathlib
 import re
@@ -112,6 +113,34 @@ class Configuration:
     """
     _register(function)
     return resolve(function, self.places, given=given, missing=missing)
+
+  def lend(self, source: Callable, function: Callable) -> 'Configuration':
+    """Gives `function` the bindings of `source`, of parameters both have.
+
+    So a command that needs a part of what another one does reads the same
+    files.
+
+    Raises:
+      UserError: no parameter of `source` is bound.
+    """
+    _register(source)
+    _register(function)
+    lender, borrower = (
+      gin_config._inverse_lookup(each).selector for each in (source, function)
+    )
+    places = dict(self.places)
+    for (scope, selector, name), place in self.places.items():
+      known = name in inspect.signature(function).parameters
+      if selector == lender and not scope and known:
+        value = gin_config._CONFIG[scope, selector][name]
+        gin.bind_parameter(f'{borrower}.{name}', value)
+        places[scope, borrower, name] = place
+    if not self.bound([source]):
+      raise UserError(
+        f'{", ".join(self.files)} binds no parameter of {source.__name__}: add'
+        ' a run, such as --gin_file=runs/multi_task.gin.'
+      )
+    return dataclasses.replace(self, places=places)
 
   def bound(self, functions: Iterable[Callable]) -> tuple[Callable, ...]:
     """Returns those of `functions` of which a parameter is bound."""

@@ -21,6 +21,8 @@ from typing import Literal, Protocol
 from jax import numpy as jnp
 from jaxtyping import Array, Float
 
+from mhr_jax import placement
+
 AdapterKind = Literal['low_rank', 'ia3']
 
 SCALE = 'scale'
@@ -135,10 +137,12 @@ def mix_adapter(
   leaf = next(iter(inventory.values()))
   weights = jnp.moveaxis(weights.astype(leaf.dtype), -2, -3)
   if SCALE in inventory:
-    change = jnp.moveaxis(weights @ (inventory[SCALE] - 1), -3, -2)
+    changes = (inventory[SCALE] - 1)[..., None]
+    change = _mix_blocks(weights, changes, features=-2)[..., 0]
+    change = jnp.moveaxis(change, -3, -2)
     return {SCALE: 1 + change.reshape(*change.shape[:-2], -1)}
-  a = _mix_blocks(weights, inventory['a'])
-  b = _mix_blocks(weights * scale, inventory['b'])
+  a = _mix_blocks(weights, inventory['a'], features=-2)
+  b = _mix_blocks(weights * scale, inventory['b'], features=-1)
   *lead, splits, batch, in_block, rank = a.shape
   a = jnp.moveaxis(a, -4, -3)
   b = jnp.moveaxis(b, -4, -2)
@@ -148,15 +152,44 @@ def mix_adapter(
   }
 
 
-def _mix_blocks(weights, blocks):
+def _mix_blocks(weights, blocks, *, features):
   """[..., split, batch, skill] x [..., split, skill, x, y] -> [..., x, y].
 
   One matrix product a layer and split: two to three times as fast on CPU as
-  the einsum with x and y apart, in both directions.
+  the einsum with x and y apart, in both directions. Spread over devices, x and
+  y stay apart, since either may be what is spread.
+
+  Args:
+    weights: the mixing weights.
+    blocks: one leaf of an inventory.
+    features: which axis has the features, -2 or -1.
   """
+  if placement.is_spread():
+    return _mix_spread_blocks(weights, blocks, features)
   *lead, x, y = blocks.shape
   mixed = weights @ blocks.reshape(*lead, x * y)
   return mixed.reshape(*mixed.shape[:-1], x, y)
+
+
+def _mix_spread_blocks(weights, blocks, features):
+  """Mixes an inventory that lies on many devices; none of it is gathered.
+
+  Every device mixes the features that it holds for all rows of the batch,
+  whose weights are small, and the rows then go where they are read.
+  """
+  data, model = placement.DATA_AXIS, placement.MODEL_AXIS
+  weights = placement.constrain_axis(weights, -2, None)
+  mixed = jnp.einsum('...bk,...kxy->...bxy', weights, blocks)
+  mixed = placement.constrain_axis(mixed, -3, None)
+  splits = blocks.shape[-4]
+  if splits == 1 or splits % placement.axis_size(model) == 0:
+    return placement.constrain_axis(mixed, -3, data)
+  # Joined, features would lie over `model` in an order that nobody reads.
+  # Rows move first, then features: at once, XLA would replicate everything.
+  lead = [placement.LEAVE] * (mixed.ndim - 4)
+  sides = (model, None) if features == -2 else (None, model)
+  mixed = placement.constrain(mixed, *lead, None, data, *sides)
+  return placement.constrain(mixed, *lead, None, data)
 
 
 def cast_adapter(

@@ -18,11 +18,12 @@ from jax import numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from mhr_jax import adapters as adapters_lib
-from mhr_jax import choice_losses, losses, methods, routing
+from mhr_jax import choice_losses, losses, methods, placement, routing
 from mhr_jax.adapters import AdapterConfig
 from mhr_jax.errors import UserError, nearest
 from mhr_jax.t5 import decoding, network, parameters, storage
 from mhr_jax.t5.config import T5Config, list_linears
+from mhr_jax.tree_paths import names_of
 
 MixIn = Literal['auto', 'front', 'layer']
 Params = dict[str, PyTree]
@@ -41,9 +42,10 @@ class MixInLayer:
 
   def __call__(self, paired: PyTree) -> PyTree:
     """Returns {path: {'a', 'b'} or {'scale'}} of one layer's slice."""
-    return adapters_lib.mix_adapters(
+    mixed = adapters_lib.mix_adapters(
       paired, scale=self.scale, dtype=jnp.dtype(self.dtype)
     )
+    return jax.tree_util.tree_map_with_path(_pin_features, mixed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -420,6 +422,17 @@ class RoutedT5:
     if all(pair.shape[1] == 1 for pair in pairs):
       return False
     return sum(_bytes(pair) for pair in pairs) > FRONT_BYTES
+
+
+def _pin_features(path: Any, x: Array) -> Array:
+  """Keeps an adapter whole along features that are whole in the network.
+
+  Cut along them, it would cut the residual stream that it is added to.
+  """
+  *_, linear, leaf = names_of(path)
+  in_axis, out_axis = parameters.linear_axes(linear)
+  axis, name = (-2, in_axis) if leaf == 'a' else (-1, out_axis)
+  return placement.constrain_axis(x, axis, None) if name == 'embed' else x
 
 
 def _bytes(array: jax.ShapeDtypeStruct) -> int:

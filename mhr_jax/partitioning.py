@@ -2,9 +2,10 @@
 
 Every parameter has a name for each of its axes (`RoutedT5.logical_axes`). The
 rules give each name an axis of the mesh, or none. An axis that does not divide
-evenly stays whole and is reported. Adapters are moreover spread over `data`,
-each along its longest axis that divides: with Adam they would otherwise be
-held whole on every device.
+evenly stays whole and is reported. Adapters and routers are moreover spread
+over all of the mesh, along their longest axis that divides: with Adam they
+would otherwise be held whole on every device.
+What lives in between, `placement` pins.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,15 +18,13 @@ from jax.experimental import mesh_utils
 import numpy as np
 
 from mhr_jax.errors import UserError
+from mhr_jax.placement import DATA_AXIS, MODEL_AXIS
 from mhr_jax.tree_paths import leaves_by_path, names_of
 
 Mesh = jax.sharding.Mesh
 NamedSharding = jax.sharding.NamedSharding
 PartitionSpec = jax.sharding.PartitionSpec
 Rules = tuple[tuple[str, str | None], ...]
-
-DATA_AXIS = 'data'
-MODEL_AXIS = 'model'
 
 LOGICAL_AXIS_RULES: Rules = (
   # T5X's names; parameters are split over `model` along one axis.
@@ -39,9 +38,10 @@ LOGICAL_AXIS_RULES: Rules = (
   ('length', None),
   ('layers', None),
   ('relpos_buckets', None),
-  # Ours.
+  # Ours. A split is a block of features, so it takes the place of features
+  # that the network has over `model` (see `_axis_of`).
   ('task', None),
-  ('split', None),
+  ('split', MODEL_AXIS),
   ('skill', None),
   ('rank', None),
 )
@@ -52,11 +52,14 @@ LOGICAL_AXIS_RULES_2D: Rules = tuple(
   for name, axis in LOGICAL_AXIS_RULES
 )
 
-SPREAD_LABELS = ('adapters',)
+SPREAD_LABELS = ('adapters', 'routers')
 
-# A slice along one of these is read at a time: splitting them would make each
-# read a collective.
-_UNSPREAD_AXES = ('layers', 'task')
+# A slice along `layers` or `task` is read at a time: splitting them would make
+# each read a collective. Mixing sums over skills: splitting those would leave
+# every device with partial sums for all rows of the batch.
+_UNSPREAD_AXES = ('layers', 'task', 'skill')
+
+_SPLIT = 'split'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,19 +155,30 @@ def _entries(
   for name, size in zip(names, shape, strict=True):
     if name not in table:
       raise UserError(f'There is no rule for the axis {name!r} of {path}.')
-    axis = table[name]
+    axis = _axis_of(name, names, table)
     taken = any(axis in entry for entry in entries)
     if axis is None or taken or mesh.shape[axis] == 1:
       entries.append(())
     elif size % mesh.shape[axis]:
-      notes.append(
-        f'{path}: {name} of {size} does not divide by {axis} of'
-        f' {mesh.shape[axis]}; it is not split.'
-      )
+      if name != _SPLIT:  # The features inside it take its place.
+        notes.append(
+          f'{path}: {name} of {size} does not divide by {axis} of'
+          f' {mesh.shape[axis]}; it is not split.'
+        )
       entries.append(())
     else:
       entries.append((axis,))
   return entries
+
+
+def _axis_of(
+  name: str, names: tuple[str, ...], table: Mapping[str, str | None]
+) -> str | None:
+  """Returns the mesh axis of a name; a split has that of its features."""
+  if name != _SPLIT:
+    return table[name]
+  features = {table.get(other) for other in names if other != _SPLIT}
+  return table[name] if table[name] in features else None
 
 
 def _spread(
@@ -173,15 +187,21 @@ def _spread(
   shape: tuple[int, ...],
   mesh: Mesh,
 ):
-  """Adds `data` to the longest axis that still divides, in place."""
-  if mesh.shape[DATA_AXIS] == 1 or any(DATA_AXIS in e for e in entries):
-    return
-  for i in sorted(range(len(shape)), key=lambda i: -shape[i]):
-    parts = math.prod(mesh.shape[axis] for axis in entries[i])
-    divides = shape[i] % (parts * mesh.shape[DATA_AXIS]) == 0
-    if divides and names[i] not in _UNSPREAD_AXES:
-      entries[i] = (*entries[i], DATA_AXIS)
-      return
+  """Adds what is left of the mesh to the longest axis that divides, in place.
+
+  `data` comes last: it is the minor part of an axis that has both, so rows can
+  change places with it.
+  """
+  by_length = sorted(range(len(shape)), key=lambda i: -shape[i])
+  for axis in (MODEL_AXIS, DATA_AXIS):
+    if mesh.shape[axis] == 1 or any(axis in entry for entry in entries):
+      continue
+    for i in by_length:
+      parts = math.prod(mesh.shape[each] for each in entries[i])
+      divides = shape[i] % (parts * mesh.shape[axis]) == 0
+      if divides and names[i] not in _UNSPREAD_AXES:
+        entries[i] = (*entries[i], axis)
+        break
 
 
 def _spec(entries: list[tuple[str, ...]]) -> PartitionSpec:

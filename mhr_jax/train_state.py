@@ -7,6 +7,7 @@ accumulating over N equals one batch though their tokens differ in number.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+import contextlib
 from typing import Any, Literal, Protocol, get_args
 
 import flax.struct
@@ -197,8 +198,11 @@ class TrainStep:
   are; `examples` and `tokens`, without padding.
   """
 
-  def __init__(self, compiled: Any):
+  def __init__(
+    self, compiled: Any, mesh: partitioning.Mesh | None = None
+  ) -> None:
     self._compiled = compiled
+    self._mesh = mesh
 
   def __call__(
     self,
@@ -207,24 +211,32 @@ class TrainStep:
     key: Array,
     learning_rates: LearningRates | None = None,
   ) -> tuple[TrainState, dict[str, Array]]:
-    (step, trainable, opt_state), metrics = self._compiled(
-      (state.step, state.trainable, state.opt_state),
-      state.frozen,
-      batch,
-      key,
-      learning_rates,
-    )
+    with self._on_mesh():
+      (step, trainable, opt_state), metrics = self._compiled(
+        (state.step, state.trainable, state.opt_state),
+        state.frozen,
+        batch,
+        key,
+        learning_rates,
+      )
     return TrainState(step, trainable, state.frozen, opt_state), metrics
 
   def lower(self, state: Any, batch: Any, key: Any) -> jax.stages.Lowered:
     """Lowers the step for shapes (see `plan_state`), without any values."""
-    return self._compiled.lower(
-      (state.step, state.trainable, state.opt_state),
-      state.frozen,
-      batch,
-      key,
-      None,
-    )
+    with self._on_mesh():
+      return self._compiled.lower(
+        (state.step, state.trainable, state.opt_state),
+        state.frozen,
+        batch,
+        key,
+        None,
+      )
+
+  def _on_mesh(self) -> contextlib.AbstractContextManager[Any]:
+    """Sets the mesh that `partitioning.constrain` pins activations to."""
+    if self._mesh is None or self._mesh.size == 1:
+      return contextlib.nullcontext()
+    return jax.set_mesh(self._mesh)
 
 
 def make_train_step(
@@ -290,7 +302,8 @@ def make_train_step(
 
   moving_places = places and (places.step, places.trainable, places.opt_state)
   return TrainStep(
-    jax.jit(advance, donate_argnums=0, out_shardings=(moving_places, None))
+    jax.jit(advance, donate_argnums=0, out_shardings=(moving_places, None)),
+    places and places.step.mesh,
   )
 
 

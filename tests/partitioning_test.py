@@ -48,16 +48,43 @@ def test_mesh_that_does_not_fit(shape):
     partitioning.make_mesh(*shape)
 
 
-def test_rules_place_parameters_and_spread_adapters_over_data():
+def test_rules_place_parameters_and_spread_adapters_over_the_mesh():
   found = partitioning.shardings(_AXES, partitioning.make_mesh(2, 4), _PARAMS)
   assert _specs(found) == {
     'backbone': {'wi': P(None, None, 'model'), 'norm': P()},
     'adapters': {
-      'a': P(None, None, None, 'data'),
+      'a': P(None, None, None, ('model', 'data')),
       'b': P(None, None, None, None, ('model', 'data')),
     },
     'routers': {'routing_logits': P()},
   }
+  assert found.notes == ()
+
+
+def test_splits_take_the_place_of_their_features():
+  shapes = {'a': (2, 4, 3, 8, 2), 'b': (2, 4, 3, 2, 16)}
+  params = {
+    'adapters': {name: jnp.ones(shape) for name, shape in shapes.items()},
+    'routers': {'routing_logits': jnp.ones((2, 5, 4, 3))},
+  }
+  axes = {label: _AXES[label] for label in params}
+  found = partitioning.shardings(axes, partitioning.make_mesh(2, 4), params)
+  # The network has `mlp` over `model`, and `embed` whole.
+  assert _specs(found) == {
+    'adapters': {
+      'a': P(None, None, None, ('model', 'data')),
+      'b': P(None, 'model', None, None, 'data'),
+    },
+    'routers': {'routing_logits': P(None, None, 'model')},
+  }
+  odd = {'adapters': {'b': jnp.ones((2, 2, 3, 2, 16))}}
+  mesh = partitioning.make_mesh(2, 4)
+  found = partitioning.shardings(
+    {'adapters': {'b': axes['adapters']['b']}}, mesh, odd
+  )
+  assert found.tree['adapters']['b'].spec == P(
+    None, None, None, None, ('model', 'data')
+  )
   assert found.notes == ()
 
 

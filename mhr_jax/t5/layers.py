@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 import numpy as np
 
+from mhr_jax import placement
 from mhr_jax.t5 import config as config_lib
 from mhr_jax.t5 import storage
 
@@ -177,7 +178,8 @@ class RMSNorm(nn.Module):
     x = x.astype(wide)
     mean_square = jnp.mean(lax.square(x), axis=-1, keepdims=True)
     normed = x * lax.rsqrt(mean_square + self.epsilon)
-    return (normed * scale.astype(wide)).astype(self.dtype)
+    normed = (normed * scale.astype(wide)).astype(self.dtype)
+    return placement.constrain_rows(normed)
 
 
 def dropout(config: config_lib.T5Config) -> nn.Dropout:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from mhr_jax import errors
+from mhr_jax import errors, placement
 from mhr_jax.t5 import config as config_lib
 from mhr_jax.t5 import layers as layers_lib
 from mhr_jax.t5 import stacks, storage
@@ -54,7 +54,7 @@ class Embedder(nn.Module):
     rows = storage.scaled(
       read(self.embedding), jax.tree.map(read, self.scale), axis=-1
     )
-    return rows.astype(self.config.dtype)
+    return placement.constrain_rows(rows.astype(self.config.dtype))
 
   def logits(
     self, x: Float[Array, '*shape emb']

@@ -98,6 +98,17 @@ _ATTENTION = {
 _POSITIONS = {'rel_embedding': ('heads', 'relpos_buckets')}
 
 
+def linear_axes(linear: str) -> tuple[str, ...]:
+  """Returns the names of the axes of a linear's kernel, without layers.
+
+  Args:
+    linear: the last part of its path, such as 'query', 'wi_0' or 'wo'.
+  """
+  if linear == 'wo':
+    return ('mlp', 'embed')
+  return _ATTENTION.get(linear, {'kernel': ('embed', 'mlp')})['kernel']
+
+
 def _layer_axes(config: config_lib.T5Config, stack: str) -> dict[str, Any]:
   mlp = {name: {'kernel': ('embed', 'mlp')} for name in config.mlp_inputs}
   axes: dict[str, Any] = {

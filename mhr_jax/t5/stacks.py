@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 import numpy as np
 
+from mhr_jax import placement
 from mhr_jax.t5 import blocks
 from mhr_jax.t5 import config as config_lib
 from mhr_jax.t5 import layers as layers_lib
@@ -165,6 +166,7 @@ class Encoder(_Stack):
     def body(layer, x, adapters):
       given = layer_adapters(adapters)
       added = (bias_of(layer), *biases)
+      x = placement.constrain_rows(x)
       return layer(x, added, given, deterministic=deterministic), None
 
     x = self.dropout(x, deterministic=deterministic)
@@ -223,7 +225,7 @@ class Decoder(_Stack):
     def body(layer, x, adapters):
       given = layer_adapters(adapters)
       x, _ = layer(
-        x,
+        placement.constrain_rows(x),
         layer.cross_keys_values(encoded, given),
         (bias_of(layer), *self_biases),
         cross_biases,
