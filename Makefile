@@ -4,7 +4,8 @@ BIN := .venv/bin
 SHELL := /bin/bash
 JOBS ?= 2
 
-.PHONY: setup quickstart lint types test test-slow test-interop test-t5x clean
+.PHONY: setup quickstart lint types test test-slow test-interop test-t5x \
+  test-faults test-faults-nightly clean
 
 setup: .venv/setup.stamp
 
@@ -38,6 +39,17 @@ test-slow: setup
 test-interop: .venv/interop.stamp
 	MHR_JAX_REQUIRE_INTEROP=1 $(BIN)/python -m pytest -q -rs -n $(JOBS) \
 	  --dist=loadfile --durations=20 -m 'interop or parity'
+
+# FAULTS_KILLS=20 FAULTS_SEED=1 make test-faults: more kills, other moments.
+test-faults: setup
+	$(BIN)/python -m pytest -q -rs -n $(JOBS) --dist=loadfile --durations=10 \
+	  -m faults
+
+# 100 random kills of one training after the other, and a summary. Stopped, it
+# goes on where it was.
+test-faults-nightly: setup
+	PYTHONPATH=tests $(BIN)/python -m faults.random_kills runs/faults \
+	  --kills=$(or $(FAULTS_KILLS),100) --seed=$(or $(FAULTS_SEED),0)
 
 # T5X_DIR=<checkout of google-research/t5x> make test-t5x
 test-t5x: .venv/t5x.stamp

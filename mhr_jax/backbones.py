@@ -184,9 +184,10 @@ def _load_native(
     model, ('backbone',), mesh=mesh, backbone_dtype=dtype
   )
   if folder.name == 'trainable':
-    backbone = checkpoints.restore_tree(folder, target)['backbone']
+    step, run_dir = int(folder.parent.name), folder.parent.parent.parent
+    backbone = checkpoints.read_trainable(run_dir, step, target)['backbone']
   else:
-    backbone = checkpoints.restore_tree(folder, target['backbone'])
+    backbone = frozen.restore_frozen(folder.parent, target['backbone'])
   if scanned == config.scan_layers:
     return backbone
   convert = (

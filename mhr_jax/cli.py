@@ -31,8 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   argv = list(sys.argv[1:] if argv is None else argv)
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   _keep_compiled_programs()
-  # Orbax warns at every restore of what we store on purpose.
-  logging.getLogger('absl').setLevel(logging.ERROR)
+  # Orbax warns at every restore of what we store on purpose, and logs the
+  # traceback of what it then raises.
+  logging.getLogger('absl').setLevel(logging.CRITICAL)
   try:
     rest, bindings = split_bindings(argv)
     options = _parser().parse_args(rest)
@@ -45,6 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
       lines = [*lines[: _MAX_LINES - 1], '…']
     print('mhr-jax: ' + '\n'.join(lines), file=sys.stderr)
     return 2
+  except KeyboardInterrupt:
+    print('mhr-jax: interrupted.', file=sys.stderr)
+    return 130
   except BrokenPipeError:  # `mhr-jax tasks | head`
     sys.stderr.close()
   except OSError as error:
@@ -165,6 +169,12 @@ def _add_run_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     '--allow_config_change',
     action='store_true',
     help='resume although settings differ',
+  )
+  train.add_argument(
+    '--resume_from',
+    type=int,
+    metavar='STEP',
+    help='of an older checkpoint, where the last one is damaged; 0: anew',
   )
   train.add_argument(
     '--distributed',
@@ -343,6 +353,7 @@ def _run_train(options: argparse.Namespace) -> None:
   given = {
     'mode': 'dry_run' if options.dry_run else 'train',
     'config_change': 'allow' if options.allow_config_change else 'refuse',
+    'resume_from': options.resume_from,
     'command': options.command_line,
   }
   resolved = configuration.resolve(train.train, given=(*given, 'config_text'))

@@ -24,7 +24,13 @@ from mhr_jax.trainer import TrainSettings
 def roots() -> dict[Callable, tuple[str, ...]]:
   """Returns what commands call, each with what the command itself gives."""
   return {
-    train.train: ('mode', 'config_change', 'config_text', 'command'),
+    train.train: (
+      'mode',
+      'config_change',
+      'resume_from',
+      'config_text',
+      'command',
+    ),
     commands.adapt: ('mode',),
     commands.align: (),
     commands.evaluate: ('mode',),

@@ -24,6 +24,7 @@ from rich import console as rich_console
 from rich import progress as rich_progress
 import seqio
 
+from mhr_jax import run_files
 from mhr_jax.data import (
   fingerprints,
   folder_lock,
@@ -120,10 +121,13 @@ def task_fingerprint(task: seqio.Task) -> str:
 def read_manifest(data_dir: epath.PathLike, task: str) -> dict[str, Any] | None:
   """Returns a prepared task's manifest, or nothing if it is not whole."""
   folder = record_format.task_folder(data_dir, task)
+  path = folder / record_format.MANIFEST
   try:
-    return json.loads((folder / record_format.MANIFEST).read_text())
-  except (FileNotFoundError, NotADirectoryError, ValueError):
+    manifest = run_files.read_json(path)
+    run_files.check_seal(manifest, where=str(path), remedy='')
+  except UserError:
     return None
+  return manifest
 
 
 def _prepare_task(data_dir: epath.Path, name: str, remake: bool) -> Prepared:
@@ -188,9 +192,11 @@ def _make(
       'category': read.category,
       'metric': read.metric,
       'splits': splits,
+      'file_sizes': record_format.file_sizes(made),
       'made_with': _versions(),
     }
-    text = json.dumps(manifest, indent=1, ensure_ascii=False)
+    sealed = run_files.seal(manifest)
+    text = json.dumps(sealed, indent=1, ensure_ascii=False)
     (made / record_format.MANIFEST).write_text(text)
     records.write_lengths(workspace, task.name)
     _install(made, record_format.task_folder(data_dir, task.name))
@@ -254,7 +260,7 @@ def _write_mixture(
 ) -> None:
   folder = data_dir / record_format.MIXTURES
   folder.mkdir(parents=True, exist_ok=True)
-  text = json.dumps(dataclasses.asdict(rates), indent=1)
+  text = json.dumps(run_files.seal(dataclasses.asdict(rates)), indent=1)
   path = folder / f'{name}.json'
   if path.exists() and path.read_text() == text:
     return
