@@ -5,7 +5,8 @@ SHELL := /bin/bash
 JOBS ?= 2
 
 .PHONY: setup quickstart lint types test test-slow test-multiprocess \
-  test-interop test-t5x test-bad-input test-fuzz dist-test audit docs clean
+  test-interop test-t5x test-bad-input test-fuzz test-faults \
+  test-faults-nightly dist-test audit docs clean
 
 setup: .venv/setup.stamp
 
@@ -57,6 +58,17 @@ FUZZ_EXAMPLES ?= 1000
 test-fuzz: setup
 	MHR_JAX_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest -q \
 	  -n $(JOBS) --durations=10 tests/fuzz
+
+# FAULTS_KILLS=20 FAULTS_SEED=1 make test-faults: more kills, other moments.
+test-faults: setup
+	$(BIN)/python -m pytest -q -rs -n $(JOBS) --dist=loadfile --durations=10 \
+	  -m faults
+
+# 100 random kills of one training after the other, and a summary. Stopped, it
+# goes on where it was.
+test-faults-nightly: setup
+	PYTHONPATH=tests $(BIN)/python -m faults.random_kills runs/faults \
+	  --kills=$(or $(FAULTS_KILLS),100) --seed=$(or $(FAULTS_SEED),0)
 
 # T5X_DIR=<checkout of google-research/t5x> make test-t5x
 test-t5x: .venv/t5x.stamp

@@ -222,9 +222,10 @@ def _load_native(
     backbone_dtype=_read_as(saved.storage, dtype, config),
   )
   if folder.name == 'trainable':
-    backbone = checkpoints.restore_tree(folder, target)['backbone']
+    step, run_dir = int(folder.parent.name), folder.parent.parent.parent
+    backbone = checkpoints.read_trainable(run_dir, step, target)['backbone']
   else:
-    backbone = checkpoints.restore_tree(folder, target['backbone'])
+    backbone = frozen.restore_frozen(folder.parent, target['backbone'])
   if scanned != config.scan_layers:
     convert = parameters.unstack_layers
     if config.scan_layers:

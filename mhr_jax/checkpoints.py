@@ -1,27 +1,39 @@
 """Checkpoints on Orbax: saved in the background, whole or not at all.
 
 A step holds three items: `trainable` (the labelled subtrees that train),
-`optimizer` (its state) and `metadata` (JSON). What does not train is saved
-once a run (`save_tree`, see `run_folder`). Restoring is strict: a leaf that is
-missing, extra or of another shape is an error that names it.
+`optimizer` (its state) and `metadata` (JSON, with a checksum of each item).
+What does not train is saved once a run (`save_tree`, see `run_folder`).
+Restoring is strict: a leaf that is missing, extra, of another shape or with
+other bits than were saved is an error that names it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
+import functools
 import logging
+import sys
 from typing import Any
 
 from etils import epath
 import jax
+from jax.experimental import multihost_utils
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from mhr_jax import run_files
+from mhr_jax.checksums import checksum
 from mhr_jax.errors import UserError
 from mhr_jax.tree_paths import leaves_by_path
 
 CHECKPOINTS_FOLDER = 'checkpoints'
+SET_ASIDE_FOLDER = 'checkpoints_set_aside'
 
+_CHECKSUMS = 'checksums'
 _PROBLEMS_SHOWN = 8
+
+
+class DamagedError(UserError):
+  """Files are absent, cut short or altered; they were right once."""
 
 
 class Checkpoints:
@@ -68,6 +80,11 @@ class Checkpoints:
     self.close()
 
   @property
+  def aside(self) -> epath.Path:
+    """Where `set_aside` moves steps to."""
+    return self.folder.parent / SET_ASIDE_FOLDER
+
+  @property
   def steps(self) -> tuple[int, ...]:
     """The steps that are committed, in order."""
     return tuple(sorted(self._manager.all_steps()))
@@ -89,22 +106,66 @@ class Checkpoints:
 
     A step that is committed already is left as it is. One without optimizer
     state (None) can be read, not resumed.
+
+    Raises:
+      UserError: it, or the save before it, cannot be written.
     """
     if step in self._manager.all_steps():
       return
-    items: dict[str, Any] = {
-      'trainable': ocp.args.PyTreeSave(trainable),
-      'metadata': ocp.args.JsonSave(dict(metadata)),
-    }
+    trees = {'trainable': trainable}
     if optimizer is not None:
-      items['optimizer'] = ocp.args.PyTreeSave(optimizer)
-    self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+      trees['optimizer'] = optimizer
+    facts = _with_checksums(metadata, trees)
+    with self._written():
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          metadata=ocp.args.JsonSave(facts),
+          **{name: ocp.args.PyTreeSave(tree) for name, tree in trees.items()},
+        ),
+        force=True,
+      )
+
+  def check(self):
+    """Says now, and not at the next save, that one behind has failed.
+
+    Raises:
+      UserError: it has.
+    """
+    with self._written():
+      self._manager.check_for_errors()
+
+  def set_aside(self, after: int):
+    """Moves the steps after one out of the way; nothing is deleted."""
+    self.wait()
+    if jax.process_index() == 0:
+      for step in self.steps:
+        if step > after:
+          _move_aside(self.folder / str(step))
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices('checkpoints set aside')
+    self._manager.reload()
+
+  @contextlib.contextmanager
+  def _written(self) -> Iterator[None]:
+    """Says what stands where saving fails: a full disk, a quota, a lost mount.
+
+    Orbax raises what its parts raise; one that failed behind, from any call.
+    """
+    try:
+      yield
+    except (OSError, RuntimeError, ValueError) as error:
+      steps = committed_steps(self.folder.parent)
+      last = f'step {steps[-1]}' if steps else 'none yet'
+      raise UserError(
+        f'A checkpoint in {self.folder} could not be written:'
+        f' {_reason(error)}. The last one committed ({last}) is whole: make'
+        ' room, or mend what is wrong, and give the same command again.'
+      ) from error
 
   def metadata(self, step: int) -> dict[str, Any]:
     """Returns the JSON saved with a step, without reading its arrays."""
-    args = ocp.args.Composite(metadata=ocp.args.JsonRestore())
-    with explained(f'{self.folder}/{step}/metadata'):
-      return dict(self._manager.restore(step, args=args)['metadata'])
+    return read_metadata(self.folder.parent, step)
 
   def restore(self, step: int, *, trainable: Any, optimizer: Any) -> Any:
     """Returns (trainable, optimizer) of a step.
@@ -118,30 +179,34 @@ class Checkpoints:
       UserError: a leaf is missing, extra or of another shape; the step has no
         optimizer state; or its files are damaged.
     """
+    sums = _read_facts(self.folder.parent, step)[1]
     targets = {'trainable': trainable}
     if optimizer is not None:
       targets['optimizer'] = optimizer
-      if not (self.folder / str(step) / 'optimizer').exists():
+      kept = self.folder / str(step) / 'optimizer'
+      if not ('optimizer' in sums if sums else kept.exists()):
         raise UserError(
           f'{self.folder}/{step} has no optimizer state, so it cannot be'
           ' resumed; a new run can start from its parameters: start_from ='
           f' {str(self.folder.parent)!r}, with another run_dir.'
         )
-    for item, target in targets.items():
-      folder = self.folder / str(step) / item
-      check_tree(saved_structure(folder), target, where=str(folder))
-    args = {item: _restore_args(target) for item, target in targets.items()}
-    with explained(f'{self.folder}/{step}'):
-      found = self._manager.restore(step, args=ocp.args.Composite(**args))
+    found = {
+      item: restore_tree(
+        self.folder / str(step) / item, target, expected=sums.get(item)
+      )
+      for item, target in targets.items()
+    }
     return found['trainable'], found.get('optimizer')
 
   def wait(self):
     """Waits until everything saved is committed."""
-    self._manager.wait_until_finished()
+    with self._written():
+      self._manager.wait_until_finished()
 
   def close(self):
     """Waits, then frees the threads."""
-    self._manager.close()
+    with self._written():
+      self._manager.close()
 
 
 def committed_steps(run_dir: epath.PathLike) -> tuple[int, ...]:
@@ -158,56 +223,126 @@ def read_metadata(run_dir: epath.PathLike, step: int) -> dict[str, Any]:
   Raises:
     UserError: it is absent or damaged.
   """
+  return _read_facts(run_dir, step)[0]
+
+
+def _read_facts(
+  run_dir: epath.PathLike, step: int
+) -> tuple[dict[str, Any], dict[str, str]]:
+  """Returns the JSON saved with a step, and each item's checksum.
+
+  A step from before there were checksums has none.
+  """
   folder = _item_folder(run_dir, step, 'metadata')
   with (
     explained(str(folder)),
     ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer,
   ):
-    return checkpointer.restore(folder)
+    facts = dict(checkpointer.restore(folder))
+  sums = facts.pop(_CHECKSUMS, {})
+  if sums and sums.get('metadata') != _digest(facts, sums):
+    raise DamagedError(f'{folder} {_ALTERED}')
+  return facts, sums
 
 
 def read_trainable(run_dir: epath.PathLike, step: int, target: Any) -> Any:
   """Returns the trainable subtrees of a step (see `restore_tree`)."""
-  return restore_tree(_item_folder(run_dir, step, 'trainable'), target)
+  return _read_item(run_dir, step, 'trainable', target)
 
 
 def read_optimizer(run_dir: epath.PathLike, step: int, target: Any) -> Any:
   """Returns the optimizer's state of a step (see `restore_tree`)."""
-  return restore_tree(_item_folder(run_dir, step, 'optimizer'), target)
+  return _read_item(run_dir, step, 'optimizer', target)
+
+
+def _read_item(
+  run_dir: epath.PathLike, step: int, item: str, target: Any
+) -> Any:
+  sums = _read_facts(run_dir, step)[1]
+  folder = _item_folder(run_dir, step, item)
+  return restore_tree(folder, target, expected=sums.get(item))
 
 
 def _item_folder(run_dir: epath.PathLike, step: int, item: str) -> epath.Path:
   return absolute(run_dir) / CHECKPOINTS_FOLDER / str(step) / item
 
 
+def _with_checksums(
+  metadata: Mapping[str, Any], trees: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Returns the metadata with the checksum of each item, and of itself."""
+  sums = {item: checksum(tree) for item, tree in trees.items()}
+  sums['metadata'] = _digest(metadata, sums)
+  return {**metadata, _CHECKSUMS: sums}
+
+
+def _digest(metadata: Mapping[str, Any], sums: Mapping[str, str]) -> str:
+  """Returns 32 hex digits over metadata and the checksums of the arrays."""
+  kept = {item: value for item, value in sums.items() if item != 'metadata'}
+  return run_files.digest([dict(metadata), kept])
+
+
+def _move_aside(folder: epath.Path):
+  """Moves the folder of a step to where the run does not look for steps."""
+  aside = folder.parent.parent / SET_ASIDE_FOLDER
+  aside.mkdir(parents=True, exist_ok=True)
+  place, number = aside / folder.name, 1
+  while place.exists():
+    number += 1
+    place = aside / f'{folder.name}_{number}'
+  folder.rename(place)
+
+
 def save_tree(folder: epath.PathLike, tree: Any):
-  """Saves a tree of arrays as one folder; replaces what was there."""
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-    checkpointer.save(
-      absolute(folder), args=ocp.args.PyTreeSave(tree), force=True
-    )
+  """Saves a tree of arrays as one folder; replaces what was there.
+
+  Raises:
+    UserError: it cannot be written.
+  """
+  try:
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+      checkpointer.save(
+        absolute(folder), args=ocp.args.PyTreeSave(tree), force=True
+      )
+  except (OSError, RuntimeError, ValueError) as error:
+    raise UserError(
+      f'{folder} could not be written: {_reason(error)}.'
+    ) from error
 
 
-def restore_tree(folder: epath.PathLike, target: Any) -> Any:
+def restore_tree(
+  folder: epath.PathLike, target: Any, *, expected: str | None = None
+) -> Any:
   """Returns a tree of arrays that `save_tree` saved.
 
   Args:
     folder: where it lies.
     target: `jax.ShapeDtypeStruct`s with shardings, or arrays; a leaf of
       another floating type is converted.
+    expected: the tree's checksum when it was saved, where somebody kept it.
+      What is converted to other types is not compared.
 
   Raises:
     UserError: a leaf is missing, extra or of another shape, or a file is
-      absent or damaged.
+      absent, damaged or altered.
   """
   folder = absolute(folder)
-  check_tree(saved_structure(folder), target, where=str(folder))
+  saved = saved_structure(folder)
+  check_tree(saved, target, where=str(folder))
   with (
     explained(str(folder)),
     _without_metadata_warning(),
     ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer,
   ):
-    return checkpointer.restore(folder, args=_restore_args(target))
+    found = checkpointer.restore(folder, args=_restore_args(target))
+  same_types = _types(saved) == _types(target)
+  if expected is not None and same_types and checksum(found) != expected:
+    raise DamagedError(f'{folder} {_ALTERED}')
+  return found
+
+
+def _types(tree: Any) -> dict[str, Any]:
+  return {path: str(x.dtype) for path, x in leaves_by_path(tree).items()}
 
 
 @contextlib.contextmanager
@@ -251,16 +386,41 @@ def explained(what: str) -> Iterator[None]:
     what: the folder.
 
   Raises:
-    UserError: instead of what Orbax raises where files are not as written.
+    DamagedError: instead of what Orbax raises where files are not as written.
   """
+  report = sys.unraisablehook
+  sys.unraisablehook = functools.partial(_report, report)
   try:
     yield
-  except (KeyError, OSError, TypeError, ValueError) as error:
-    reason = str(error).partition('\n')[0][:300]
-    raise UserError(
-      f'{what} cannot be read: {reason}. It was cut short, altered or not'
-      ' copied with the rest: copy it again.'
+    sys.unraisablehook = report
+  except _UNREADABLE as error:
+    raise DamagedError(
+      f'{what} cannot be read: {_reason(error)}. It was cut short, altered or'
+      ' not copied with the rest: copy it again.'
     ) from error
+
+
+def _report(report: Callable[[Any], None], raised: Any):
+  """Reports what nobody can catch, but for reads that were given up.
+
+  Where one file of several cannot be read, Orbax ends the loop in which the
+  others are being read. Each of them then prints a traceback of that, some time
+  later.
+  """
+  if 'Event loop is closed' not in str(raised.exc_value):
+    report(raised)
+
+
+_UNREADABLE = (KeyError, OSError, RuntimeError, TypeError, ValueError)
+_ALTERED = (
+  'holds other values than were saved: its checksum differs. It was altered or'
+  ' damaged: copy it again.'
+)
+
+
+def _reason(error: BaseException) -> str:
+  """Returns the first line of what a library says, not too long."""
+  return str(error).partition('\n')[0][:300].rstrip('. ')
 
 
 def _restore_args(target: Any) -> ocp.args.PyTreeRestore:

@@ -22,7 +22,8 @@ _MIX = (np.uint32(2246822519), np.uint32(3266489917))
 
 def checksum(tree: Any) -> str:
   """Returns 32 hex digits over paths, shapes, types and every bit of a tree."""
-  leaves = leaves_by_path(tree)
+  # By path, so that a dictionary and a named tuple of the same are the same.
+  leaves = dict(sorted(leaves_by_path(tree).items()))
   sums = jax.device_get([_sums(leaf) for leaf in leaves.values()])
   digest = hashlib.blake2b(digest_size=16)
   for (path, leaf), value in zip(leaves.items(), sums, strict=True):

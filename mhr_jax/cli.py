@@ -31,8 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   argv = list(sys.argv[1:] if argv is None else argv)
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   _keep_compiled_programs()
-  # Orbax warns at every restore of what we store on purpose.
-  logging.getLogger('absl').setLevel(logging.ERROR)
+  # Orbax warns at every restore of what we store on purpose, and logs the
+  # traceback of what it then raises.
+  logging.getLogger('absl').setLevel(logging.CRITICAL)
   try:
     rest, bindings = split_bindings(argv)
     options = build_parser().parse_args(rest)
@@ -42,6 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   except UserError as error:
     print(f'mhr-jax: {shorten(str(error))}', file=sys.stderr)
     return 2
+  except KeyboardInterrupt:
+    print('mhr-jax: interrupted.', file=sys.stderr)
+    return 130
   except BrokenPipeError:  # `mhr-jax tasks | head`
     sys.stderr.close()
   except OSError as error:
@@ -174,6 +178,12 @@ def _add_run_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     '--allow_config_change',
     action='store_true',
     help='resume although settings differ',
+  )
+  train.add_argument(
+    '--resume_from',
+    type=int,
+    metavar='STEP',
+    help='of an older checkpoint, where the last one is damaged; 0: anew',
   )
   adapt = add(
     'adapt', _run_adapt, 'adapt a run to new tasks (few-shot)', gin=True
@@ -317,6 +327,7 @@ def _run_train(options: argparse.Namespace) -> None:
   given = {
     'mode': 'dry_run' if options.dry_run else 'train',
     'config_change': 'allow' if options.allow_config_change else 'refuse',
+    'resume_from': options.resume_from,
     'command': options.command_line,
   }
   resolved = configuration.resolve(train.train, given=(*given, 'config_text'))

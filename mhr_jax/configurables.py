@@ -28,7 +28,13 @@ _BY_NAME = ('mhr_jax.tasks.natural_instructions.score_copies',)
 def roots() -> dict[Callable, tuple[str, ...]]:
   """Returns what commands call, each with what the command itself gives."""
   return {
-    train.train: ('mode', 'config_change', 'config_text', 'command'),
+    train.train: (
+      'mode',
+      'config_change',
+      'resume_from',
+      'config_text',
+      'command',
+    ),
     commands.adapt: ('mode',),
     commands.align: (),
     commands.evaluate: ('mode',),

@@ -76,8 +76,11 @@ def read_frozen(folder: epath.PathLike) -> dict[str, Any] | None:
 
 def restore_frozen(folder: epath.PathLike, target: Any) -> Any:
   """Returns the subtree that a folder holds (see `restore_tree`)."""
+  facts = read_frozen(folder) or {}
   arrays = checkpoints.absolute(folder) / ARRAYS_FOLDER
-  return checkpoints.restore_tree(arrays, target)
+  return checkpoints.restore_tree(
+    arrays, target, expected=facts.get('checksum')
+  )
 
 
 def check_frozen(run_dir: epath.PathLike, frozen: Mapping[str, str]):

@@ -3,7 +3,7 @@
 import collections
 from collections.abc import Callable, Mapping
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -35,10 +35,26 @@ class TrainingStopped(UserError):
     self.tasks = tasks
 
 
+class Window(NamedTuple):
+  """What was measured since the last log.
+
+  A checkpoint keeps it, so that the first numbers after resuming between two
+  logs are over all the steps since the last one.
+
+  Attributes:
+    logged: the step of the last log.
+    sums: of the steps since, by name.
+  """
+
+  logged: int
+  sums: Mapping[str, float]
+
+
 class Meter:
   """Reads metrics one step late, so that the devices never wait for the host.
 
-  Sums are over the steps since the last log; rates exclude evaluation.
+  Sums are over the steps since the last log; rates exclude evaluation, and
+  what was before the run resumed.
   """
 
   def __init__(
@@ -47,6 +63,7 @@ class Meter:
     settings: TrainSettings,
     on_log: OnLog | None = None,
     task_table: TaskTable | None = None,
+    window: Window | None = None,
   ):
     """Starts to measure.
 
@@ -55,13 +72,16 @@ class Meter:
       settings: say how many there are and how often to log.
       on_log: called in the first process with the steps done and numbers.
       task_table: names for messages.
+      window: what was measured since the last log before.
     """
     self._settings = settings
     self._on_log = on_log
     self._task_table = task_table
     self._pending: tuple[Fetched, dict[str, jax.Array]] | None = None
-    self._sums: dict[str, float] = collections.defaultdict(float)
-    self._logged = start
+    window = window or Window(start, {})
+    self._sums = collections.defaultdict(float, window.sums)
+    self._logged = window.logged
+    self._timed_from = start
     self.restart_clock()
 
   def restart_clock(self):
@@ -93,6 +113,11 @@ class Meter:
     if self._settings.is_due(done, self._settings.log_every):
       self.log(done, self._window(done, numbers))
 
+  @property
+  def window(self) -> Window:
+    """What was measured since the last log, for who resumes from here."""
+    return Window(self._logged, dict(self._sums))
+
   def measure(
     self,
     done: int,
@@ -113,17 +138,19 @@ class Meter:
     """Returns the numbers of the steps since the last log and starts anew."""
     now, sums = time.monotonic(), self._sums
     seconds = max(now - self._since, 1e-9)
-    steps = done - self._logged
+    steps = done - self._timed_from
+    # Of the window's steps, those done since the run resumed were timed.
+    timed = steps / (done - self._logged)
     weight = max(sums['weight_sum'], 1e-6)
-    self._since, self._logged = now, done
+    self._since, self._logged, self._timed_from = now, done, done
     self._sums = collections.defaultdict(float)
     found = {
       'train/loss': sums['loss_sum'] / weight,
       'train/grad_norm': last['grad_norm'],
       'train/examples': sums['examples'],
       'train/tokens': sums['tokens'],
-      'train/examples_per_second': sums['examples'] / seconds,
-      'train/tokens_per_second': sums['tokens'] / seconds,
+      'train/examples_per_second': timed * sums['examples'] / seconds,
+      'train/tokens_per_second': timed * sums['tokens'] / seconds,
       'train/seconds_per_step': seconds / steps,
       'train/seconds_left': seconds / steps * (self._settings.steps - done),
     }

@@ -40,9 +40,7 @@ class MetricsWriter:
 
   A run that resumes drops what was written about the steps it does again: all
   from the first step on that it writes. An interrupted run's file has the
-  lines of an uninterrupted one; what differs is times and, where it resumed
-  between two logs, the training numbers of the first one after it: those are
-  over the steps since it resumed.
+  lines and the numbers of an uninterrupted one; only times and rates differ.
   """
 
   def __init__(
@@ -67,17 +65,22 @@ class MetricsWriter:
     self._writers: list[MetricWriter] = []
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
-    """Writes one line: the step, the time and `values` ('part/name')."""
+    """Writes one line: the step, the time and `values` ('part/name').
+
+    Raises:
+      UserError: it cannot be written.
+    """
     if not self._active:
       return
-    if self._lines is None:
-      self._lines = self._open(int(step))
     numbers = {name: float(value) for name, value in values.items()}
     line = {'step': int(step), 'time': round(time.time(), 3), **numbers}
-    self._lines.write((_to_json(line) + '\n').encode())
-    self._lines.flush()
-    for writer in self._writers:
-      writer.write(int(step), numbers)
+    with run_files.written(self._run_dir / run_files.METRICS_FILE):
+      if self._lines is None:
+        self._lines = self._open(int(step))
+      self._lines.write((_to_json(line) + '\n').encode())
+      self._lines.flush()
+      for writer in self._writers:
+        writer.write(int(step), numbers)
 
   def _open(self, first_step: int) -> run_files.AppendFile:
     kept = [
@@ -93,11 +96,16 @@ class MetricsWriter:
     )
 
   def close(self) -> None:
-    """Writes what is left and closes the files."""
-    if self._lines is not None:
-      self._lines.close()
-    for writer in self._writers:
-      writer.close()
+    """Writes what is left and closes the files.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    with run_files.written(self._run_dir / run_files.METRICS_FILE):
+      if self._lines is not None:
+        self._lines.close()
+      for writer in self._writers:
+        writer.close()
 
   def __enter__(self) -> Self:
     return self

@@ -6,6 +6,7 @@ Where a store cannot append, a file is written whole each time.
 from collections.abc import Iterator, Mapping
 import contextlib
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -46,19 +47,37 @@ def write_bytes(path: epath.PathLike, data: bytes) -> None:
 
   On a local disk: to a name of its own beside it, then renamed. A bucket's
   objects are whole by themselves.
+
+  Raises:
+    UserError: it cannot be written; what was there before is as it was.
   """
   path = epath.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  if is_remote(path):
-    path.write_bytes(data)
-    return
-  temporary = path.parent / f'.{path.name}.tmp'
-  temporary.unlink(missing_ok=True)  # A link there would be followed.
+  with written(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if is_remote(path):
+      path.write_bytes(data)
+      return
+    temporary = path.parent / f'.{path.name}.tmp'
+    temporary.unlink(missing_ok=True)  # A link there would be followed.
+    try:
+      temporary.write_bytes(data)
+      temporary.replace(path)
+    finally:  # A folder of that name, or a full disk: nothing is left behind.
+      temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def written(path: epath.PathLike) -> Iterator[None]:
+  """Names the file where writing it fails: no room, a quota, no permission.
+
+  Raises:
+    UserError: instead of an `OSError`, which need not say of which file.
+  """
   try:
-    temporary.write_bytes(data)
-    temporary.replace(path)
-  finally:  # A folder of that name, or a full disk: nothing is left behind.
-    temporary.unlink(missing_ok=True)
+    yield
+  except OSError as error:
+    reason = str(error.strerror or error).partition('\n')[0]
+    raise UserError(f'{path} cannot be written: {reason}.') from error
 
 
 def write_json(path: epath.PathLike, value: Any) -> None:
@@ -81,6 +100,38 @@ def to_json_value(value: Any) -> Any:
   if value is None or isinstance(value, (bool, int, str)):
     return value
   return str(value)
+
+
+def digest(value: Any) -> str:
+  """Returns 32 hex digits over what JSON has of a value."""
+  text = json.dumps(value, sort_keys=True)
+  return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def seal(values: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns values with their digest, which `check_seal` compares."""
+  return {**values, _DIGEST: digest(values)}
+
+
+def check_seal(values: Mapping[str, Any], *, where: str, remedy: str) -> None:
+  """Refuses values that changed since they were sealed, if they were.
+
+  Args:
+    values: what a file holds.
+    where: the file.
+    remedy: what to do: the message's last sentence.
+
+  Raises:
+    UserError: they did.
+  """
+  rest = {key: value for key, value in values.items() if key != _DIGEST}
+  if _DIGEST in values and values[_DIGEST] != digest(rest):
+    raise UserError(
+      f'{where} was altered or damaged after it was written. {remedy}'
+    )
+
+
+_DIGEST = 'digest'
 
 
 def read_json(path: epath.PathLike, kind: type = dict) -> Any:

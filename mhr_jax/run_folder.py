@@ -6,6 +6,8 @@
   backbone/      the frozen backbone, once (likewise adapters/ where they are
                  frozen), with its checksum in frozen.json
   checkpoints/   a folder a step: what trains, its optimizer state, metadata
+  checkpoints_set_aside/   what `resume_from` went back over
+  train.lock/    while a training runs (`run_lock`)
 
 Everything is read and written through `etils.epath`: local folders and
 buckets alike. In a run of several processes the first writes the small files.

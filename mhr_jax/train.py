@@ -21,6 +21,7 @@ from mhr_jax import (
   reporting,
   run_files,
   run_folder,
+  run_lock,
   trainer,
 )
 from mhr_jax.analysis import routing, skills
@@ -36,7 +37,7 @@ from mhr_jax.optim import OptimizerSettings
 from mhr_jax.t5.config import T5Config
 from mhr_jax.task_data import TaskData
 from mhr_jax.task_table import TaskTable
-from mhr_jax.trainer import TrainSettings
+from mhr_jax.trainer import TrainSettings, TrainState
 from mhr_jax.vocabulary import Vocabulary
 
 SETTINGS_FILE = 'settings.json'
@@ -102,6 +103,7 @@ def train(
   mix_in: MixIn = 'auto',
   split: str = 'train',
   config_change: Literal['refuse', 'allow'] = 'refuse',
+  resume_from: int | None = None,
   mode: Literal['train', 'dry_run'] = 'train',
   config_text: str = '',
   command: str = '',
@@ -117,8 +119,7 @@ def train(
     method: a row of `methods.METHODS`; 'full' trains the backbone.
     adapters: called with n_tasks; `functools.partial(AdapterConfig, rank=4)`.
     optimizer: how parameters move.
-    backbone_from: a run folder, a folder of `backbones.save_backbone` or of
-      transformers, or a T5X checkpoint; None draws a backbone.
+    backbone_from: see `backbones.load_backbone`; None draws a backbone.
     start_from: a run on the same tasks to go on from; for -mu its average.
     heldback: evaluation on held-back examples, every `settings.eval_every`.
     alignment: of the tasks' gradients, measured on the way.
@@ -127,6 +128,7 @@ def train(
     mix_in: see `RoutedT5`.
     split: of every task to train on.
     config_change: whether a run may resume with other settings.
+    resume_from: the step of a checkpoint in place of the last; 0 starts anew.
     mode: 'dry_run' prints what would be trained, and trains nothing.
     config_text: the resolved configuration, kept in the run folder.
     command: what started the run, for the model card.
@@ -160,9 +162,8 @@ def train(
     return None
   asked['adapters'] = job.model.adapters
   _check_settings(job.run_dir, asked, config_change)
-  return run_job(
-    job, flat_settings(asked), config_text=config_text, command=command
-  )
+  texts = {'config_text': config_text, 'command': command}
+  return run_job(job, flat_settings(asked), resume_from=resume_from, **texts)
 
 
 def run_job(
@@ -171,12 +172,31 @@ def run_job(
   *,
   config_text: str = '',
   command: str = '',
+  resume_from: int | None = None,
 ) -> Trained:
   """Trains a job and leaves a run folder that explains itself.
 
   Raises:
-    UserError: the folder holds another run.
+    UserError: the folder holds another run, or another process trains in it.
   """
+  with run_lock.run_lock(job.run_dir):
+    params = _describe(job, values, config_text, command)
+    state = _fit(job, params, values, resume_from)
+    _save_routing(job, state.params)
+  return Trained(
+    job.model,
+    state.params,
+    job.task_table,
+    job.vocabulary,
+    job.run_dir,
+    int(state.step),
+  )
+
+
+def _describe(
+  job: Job, values: Mapping[str, str], config_text: str, command: str
+) -> Mapping[str, Any]:
+  """Writes what the run is; returns its parameters before the first step."""
   # Compared with what is there before anything there is written anew.
   run_folder.write_description(
     job.run_dir,
@@ -198,6 +218,16 @@ def run_job(
   reporting.write_run_folder(job.run_dir, description)
   if processes.is_first():
     run_files.write_json(job.run_dir / SETTINGS_FILE, values)
+  return params
+
+
+def _fit(
+  job: Job,
+  params: Mapping[str, Any],
+  values: Mapping[str, str],
+  resume_from: int | None,
+) -> TrainState:
+  """Trains, from the last commit where there is one."""
   with (
     reporting.RunLog(
       job.run_dir,
@@ -215,7 +245,7 @@ def run_job(
     cuts = describe_cuts(job.loader.report())
     if cuts:
       log.say(cuts)
-    state = trainer.fit(
+    return trainer.fit(
       job.model,
       params,
       batches,
@@ -229,16 +259,8 @@ def run_job(
       on_message=log.say,
       task_table=job.task_table,
       vocabulary=job.vocabulary,
+      resume_from=resume_from,
     )
-  _save_routing(job, state.params)
-  return Trained(
-    job.model,
-    state.params,
-    job.task_table,
-    job.vocabulary,
-    job.run_dir,
-    int(state.step),
-  )
 
 
 def _save_routing(job: Job, params: Mapping[str, Any]) -> None:

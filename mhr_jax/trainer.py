@@ -75,6 +75,7 @@ def fit(
   on_message: Callable[[str], None] = _log.info,
   task_table: TaskTable | None = None,
   vocabulary: Vocabulary | None = None,
+  resume_from: int | None = None,
 ) -> TrainState:
   """Trains, from the last commit in `run_dir` where there is one.
 
@@ -83,8 +84,7 @@ def fit(
 
   Args:
     model: what to train.
-    params: where a fresh run starts; in a run that resumes, the frozen ones
-      must be those it started with.
+    params: where a fresh run starts; the frozen ones always are the same.
     batches: this process's rows of the batch of a step (0 is the first).
     settings: how long, what, when.
     optimizer: how parameters move.
@@ -93,11 +93,11 @@ def fit(
     rules: `partitioning.LOGICAL_AXIS_RULES` by default.
     evaluate: called with the steps done and all parameters.
     probes: what else is measured, each at steps of its own.
-    on_log: called in the first process with the steps done and numbers, named
-      `train/…`, and those of `evaluate` and `probes`.
+    on_log: called in the first process with the steps done and numbers.
     on_message: called with sentences for people.
     task_table: names for messages; saved.
     vocabulary: saved.
+    resume_from: a committed step in place of the last one; 0 is the start.
 
   Returns:
     The state after the last step.
@@ -105,7 +105,7 @@ def fit(
   Raises:
     TrainingStopped: the loss or a gradient is not finite.
     Terminated: SIGTERM or SIGINT came; the run is saved.
-    UserError: the run folder holds another run.
+    UserError: the run folder holds another run, is damaged or not writable.
   """
   mesh = mesh or partitioning.make_mesh()
   optimizer = optimizer or optim.OptimizerSettings()
@@ -115,12 +115,12 @@ def fit(
   key = jax.random.key(settings.seed)
   if evaluate is not None:
     probes = (Probe(settings.eval_every, evaluate), *probes)
-  saved = SavedRun(run_dir, settings, optimizer, on_message)
-  with saved as run, StopSignals() as signals:
+  run = SavedRun(run_dir, settings, optimizer, on_message)
+  with run, StopSignals() as signals:
     run.describe(model, state, task_table, vocabulary)
-    state = run.resume(state)
+    state, window = run.resume(state, resume_from)
     start = int(state.step)
-    meter = Meter(start, settings, on_log, task_table)
+    meter = Meter(start, settings, on_log, task_table, window)
     for batch in prefetch(batches, mesh, start, settings.steps):
       state, metrics = train_step(state, batch.arrays, key)
       meter.add(batch, metrics)
@@ -129,12 +129,12 @@ def fit(
       for probe in probes:
         if settings.is_due(done, probe.every):
           meter.measure(done, probe.measure, state.params)
-      if settings.is_due(done, settings.save_every):
+      stop = signals.stop_after(done)
+      if stop or settings.is_due(done, settings.save_every):
         meter.flush()
-        run.save(done, state)
-      if signals.stop_after(done):
-        meter.flush()
-        run.save(done, state)
+        run.save(done, state, meter.window)
+      run.check()
+      if stop:
         on_message(f'Stopped by a signal after step {done}; saving.')
         raise Terminated(signals.received or signal.SIGTERM, done)
     meter.flush()

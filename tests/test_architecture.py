@@ -72,6 +72,7 @@ _ROWS = (
   (
     'meter',
     'prefetch',
+    'run_lock',
     'run_signals',
     'saved_run',
     'train_settings',

@@ -24,7 +24,7 @@ from rich import progress as rich_progress
 import seqio
 import tensorflow as tf
 
-from mhr_jax import json_text
+from mhr_jax import run_files
 from mhr_jax.data import (
   fingerprints,
   folder_lock,
@@ -129,11 +129,13 @@ def task_fingerprint(task: seqio.Task) -> str:
 def read_manifest(data_dir: epath.PathLike, task: str) -> dict[str, Any] | None:
   """Returns a prepared task's manifest, or nothing if it is not whole."""
   folder = record_format.task_folder(data_dir, task)
+  path = folder / record_format.MANIFEST
   try:
-    found = json_text.parse((folder / record_format.MANIFEST).read_bytes())
-  except (FileNotFoundError, NotADirectoryError, ValueError):
+    manifest = run_files.read_json(path)
+    run_files.check_seal(manifest, where=str(path), remedy='')
+  except UserError:
     return None
-  return found if isinstance(found, dict) else None
+  return manifest
 
 
 def _prepare_task(data_dir: epath.Path, name: str, remake: bool) -> Prepared:
@@ -213,9 +215,11 @@ def _make(
       'category': read.category,
       'metric': read.metric,
       'splits': splits,
+      'file_sizes': record_format.file_sizes(made),
       'made_with': _versions(),
     }
-    text = json.dumps(manifest, indent=1, ensure_ascii=False)
+    sealed = run_files.seal(manifest)
+    text = json.dumps(sealed, indent=1, ensure_ascii=False)
     (made / record_format.MANIFEST).write_text(text)
     records.write_lengths(workspace, task.name)
     _install(made, record_format.task_folder(data_dir, task.name))
@@ -279,7 +283,7 @@ def _write_mixture(
 ) -> None:
   path = record_format.mixture_file(data_dir, name)
   path.parent.mkdir(parents=True, exist_ok=True)
-  text = json.dumps(dataclasses.asdict(rates), indent=1)
+  text = json.dumps(run_files.seal(dataclasses.asdict(rates)), indent=1)
   if path.exists() and path.read_text() == text:
     return
   partial = path.parent / f'{path.name}.{uuid.uuid4().hex}.partial'

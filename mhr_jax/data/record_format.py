@@ -162,6 +162,18 @@ def write_dataset(
   return {info.name: info.num_examples for info in infos}
 
 
+def file_sizes(folder: epath.PathLike) -> dict[str, int]:
+  """Returns the bytes of each file of records, by its name.
+
+  They go into the manifest: array_record reads a file that was cut short as one
+  with other records.
+  """
+  return {
+    path.name: path.stat().length
+    for path in sorted(epath.Path(folder).glob('*.array_record-*'))
+  }
+
+
 def _write_split(
   folder: epath.Path, name: str, split: str, records: Iterator[Record]
 ) -> tfds.core.SplitInfo:

@@ -5,12 +5,15 @@ what this module reads without either. See `record_format` for the form.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+import contextlib
 import dataclasses
 import functools
 import math
 from typing import Any
+import zipfile
 
 from etils import epath
+from google.protobuf import json_format, message
 import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
@@ -25,8 +28,22 @@ from mhr_jax.vocabulary import Vocabulary, from_spec
 _FEATURES_FILE = 'features.json'
 _FEATURES_OF = 'tensorflow_datasets.'
 _READ_AT_ONCE = 4096
-_SAID = 200
 _MANIFEST = {'splits': dict, 'fingerprint': str, 'vocabulary': dict}
+# What array_record, protobuf, NumPy and tensorflow-datasets raise where files
+# are not as they were written.
+_UNREADABLE = (
+  AssertionError,
+  AttributeError,
+  EOFError,
+  LookupError,
+  OSError,
+  RuntimeError,
+  TypeError,
+  ValueError,
+  json_format.Error,
+  message.Error,
+  zipfile.BadZipFile,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +58,7 @@ class PreparedTask:
     fingerprint: of what the task was prepared from.
     vocabulary_spec: what `vocabulary.from_spec` takes.
     metric: the task's own, of `metrics`, if it names one.
+    file_sizes: bytes of the files of records; older data does not say.
   """
 
   name: str
@@ -50,6 +68,7 @@ class PreparedTask:
   fingerprint: str
   vocabulary_spec: Mapping[str, Any]
   metric: str | None = None
+  file_sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
   @functools.cached_property
   def vocabulary(self) -> Vocabulary:
@@ -79,6 +98,29 @@ class PreparedTask:
       )
     return TaskSource(self, split)
 
+  @property
+  def folder(self) -> epath.Path:
+    """Where its records lie."""
+    return record_format.task_folder(self.data_dir, self.name)
+
+  @contextlib.contextmanager
+  def whole(self) -> Iterator[None]:
+    """Says which task is damaged, where reading its files fails.
+
+    Raises:
+      UserError: instead of what the libraries raise that read them.
+    """
+    try:
+      yield
+    except UserError:
+      raise
+    except _UNREADABLE as error:
+      reason = str(error).partition('\n')[0][:200].rstrip('. ')
+      raise UserError(
+        f'{self.folder} cannot be read: {reason}.'
+        f'{_remedy(self.name, self.data_dir)}'
+      ) from error
+
 
 class TaskSource:
   """The records of one split, by index."""
@@ -86,15 +128,12 @@ class TaskSource:
   def __init__(self, task: PreparedTask, split: str):
     self.task = task
     self.split = split
-    folder = record_format.task_folder(task.data_dir, task.name)
-    _check_features(folder)
-    try:
-      builder = tfds.builder_from_directory(folder)
-    except Exception as error:  # of many kinds: tfds's own, protobuf's, JSON's
-      raise UserError(
-        f'{folder} is damaged: {type(error).__name__}: {error}.'
-        f'{_prepare_again(task)}'
-      ) from error
+    base = split.split('[')[0]
+    with task.whole():
+      _check_features(task.folder)
+      builder = tfds.builder_from_directory(task.folder)
+      whole = builder.info.splits[base]
+      _check_split(task, base, whole)
     try:
       self._raw: Any = builder.as_data_source(
         split=split,
@@ -104,11 +143,6 @@ class TaskSource:
       raise UserError(
         f'Nothing to read in split {split!r} of task {task.name!r}: {error}'
       ) from error
-    except OSError as error:
-      raise UserError(
-        f'{folder} is not whole: {error}.{_prepare_again(task)}'
-      ) from error
-    whole = builder.info.splits[split.split('[')[0]]
     self._nbytes = whole.num_bytes * len(self) // whole.num_examples
 
   @property
@@ -146,14 +180,16 @@ class TaskSource:
     return self.__getitems__([index])[0]
 
   def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-    return [_decode(raw) for raw in self._read(indices)]
+    with self.task.whole():
+      return [_decode(raw) for raw in self._read(indices)]
 
   def read_ids(self) -> list[str]:
     """Returns the `example_id` of every record, and decodes nothing else."""
-    return [
-      _texts(_fields(raw), 'example_id')[0]
-      for raw in self._read(range(len(self)))
-    ]
+    with self.task.whole():
+      return [
+        _texts(_fields(raw), 'example_id')[0]
+        for raw in self._read(range(len(self)))
+      ]
 
   @property
   def nbytes(self) -> int:
@@ -163,9 +199,10 @@ class TaskSource:
   def read_tokens(self, indices: Sequence[int] | None = None) -> TokenTable:
     """Returns the token ids alone of some records, by default of all."""
     indices = range(len(self)) if indices is None else indices
-    return TokenTable.from_examples(
-      _decode_tokens(raw) for raw in self._read(indices)
-    )
+    with self.task.whole():
+      return TokenTable.from_examples(
+        _decode_tokens(raw) for raw in self._read(indices)
+      )
 
   def read_lengths(self) -> Lengths:
     """Returns how long all records are.
@@ -173,11 +210,10 @@ class TaskSource:
     Whole splits are looked up where `write_lengths` stored them, else
     measured by reading everything.
     """
-    folder = record_format.task_folder(self.task.data_dir, self.task.name)
-    path = folder / f'lengths_{self.split}.npz'
+    path = self.task.folder / f'lengths_{self.split}.npz'
     if '[' not in self.split and path.exists():
-      arrays = npz_files.read_arrays(path, 'lengths of records')
-      with blaming(path, 'a file of lengths'):
+      with self.task.whole():
+        arrays = npz_files.read_arrays(path, 'lengths of records')
         return Lengths(**arrays)
     return self.measure()
 
@@ -193,23 +229,7 @@ class TaskSource:
   def _read(self, indices: Sequence[int]) -> Iterator[bytes]:
     indices = [int(i) for i in indices]
     for start, stop in _chunks(len(indices)):
-      try:
-        found = self._raw.__getitems__(indices[start:stop])
-      except RuntimeError as error:  # of array_record, which has checksums
-        said = str(error).partition('\n')[0][:_SAID]
-        raise UserError(
-          f'Split {self.split!r} of task {self.name!r} in'
-          f' {self.task.data_dir} is damaged: {said}.'
-          f'{_prepare_again(self.task)}'
-        ) from error
-      yield from found
-
-
-def _prepare_again(task: PreparedTask) -> str:
-  return (
-    f' Remove the folder and run `mhr-jax prepare {task.name}'
-    f' --data_dir={task.data_dir}` again, or copy it again.'
-  )
+      yield from self._raw.__getitems__(indices[start:stop])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,6 +267,9 @@ def open_task(data_dir: epath.PathLike, task: str) -> PreparedTask:
       f'{nearest(task, list_tasks(data_dir))}'
     )
   manifest = run_files.read_json(manifest_path)
+  run_files.check_seal(
+    manifest, where=str(manifest_path), remedy=_remedy(task, data_dir).strip()
+  )
   _check_manifest(manifest, folder, task, data_dir)
   return PreparedTask(
     name=task,
@@ -256,6 +279,35 @@ def open_task(data_dir: epath.PathLike, task: str) -> PreparedTask:
     fingerprint=manifest['fingerprint'],
     vocabulary_spec=manifest['vocabulary'],
     metric=manifest.get('metric'),
+    file_sizes=manifest.get('file_sizes', {}),
+  )
+
+
+def _check_split(
+  task: PreparedTask, split: str, found: tfds.core.SplitInfo
+) -> None:
+  """Compares a split's records and files with what was written.
+
+  Raises:
+    ValueError: they are others.
+  """
+  if found.num_examples != task.splits[split]:
+    raise ValueError(
+      f'it has {found.num_examples} records of split {split!r},'
+      f' {task.splits[split]} were written'
+    )
+  for path in map(epath.Path, found.filepaths):
+    size, wanted = path.stat().length, task.file_sizes.get(path.name)
+    if wanted is not None and size != wanted:
+      raise ValueError(f'{path.name} has {size} bytes, {wanted} were written')
+
+
+def _remedy(task: str, data_dir: epath.Path) -> str:
+  """Returns how damaged data is made anew, as a sentence to append."""
+  folder = record_format.task_folder(data_dir, task)
+  return (
+    f' Remove {folder} and run `mhr-jax prepare {task} --data_dir={data_dir}`'
+    ' again, or copy it again.'
   )
 
 
@@ -333,6 +385,8 @@ def open_mixture(data_dir: epath.PathLike, name: str) -> Mixture:
       f' `mhr-jax prepare {name} --data_dir={data_dir}`.{nearest(name, found)}'
     )
   content = run_files.read_json(path)
+  remedy = f'Run `mhr-jax prepare {name} --data_dir={data_dir}` again.'
+  run_files.check_seal(content, where=str(path), remedy=remedy)
   with blaming(path, 'a prepared mixture'):
     rates = tuple(map(float, content['rates']))
     tasks = TaskTable.from_names(content['tasks']).names

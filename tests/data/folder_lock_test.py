@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 import time
 
 import pytest
@@ -77,3 +78,52 @@ def test_the_lock_is_freed_when_the_block_fails(tmp_path):
     raise KeyError
   with folder_lock.folder_lock(tmp_path / 'lock') as how:
     assert how == 'at once'
+
+
+def test_an_owner_that_works_is_refused_at_its_next_beat(tmp_path):
+  """As on another machine: only the beat tells that it works."""
+  lock = tmp_path / 'lock'
+  lock.mkdir()
+  owner = {'host': 'elsewhere', 'pid': 1, 'token': 't', 'beats': 0}
+  stop = threading.Event()
+
+  def beat():
+    while not stop.wait(0.05):
+      owner['beats'] += 1
+      (lock / 'partial').write_text(json.dumps(owner))
+      (lock / 'partial').replace(lock / 'owner.json')
+
+  thread = threading.Thread(target=beat)
+  thread.start()
+  try:
+    with (
+      pytest.raises(folder_lock.LockHeld, match='elsewhere, pid 1'),
+      folder_lock.folder_lock(lock, while_held='refuse'),
+    ):
+      pass
+  finally:
+    stop.set()
+    thread.join()
+
+
+def test_an_owner_on_this_machine_is_refused_at_once(tmp_path):
+  with (
+    folder_lock.folder_lock(tmp_path / 'lock'),
+    pytest.raises(folder_lock.LockHeld, match=f'pid {os.getpid()}'),
+    folder_lock.folder_lock(tmp_path / 'lock', while_held='refuse'),
+  ):
+    pass
+
+
+def test_a_process_id_that_came_back_is_no_owner(tmp_path):
+  lock = tmp_path / 'lock'
+  with folder_lock.folder_lock(lock):
+    owner = json.loads((lock / 'owner.json').read_text())
+    lock.rename(tmp_path / 'left')
+  if not owner['started']:
+    pytest.skip('this system does not say when a process started')
+  owner['started'] = '1'
+  (tmp_path / 'left' / 'owner.json').write_text(json.dumps(owner))
+  (tmp_path / 'left').rename(lock)
+  with folder_lock.folder_lock(lock, while_held='refuse') as how:
+    assert how == 'after waiting'

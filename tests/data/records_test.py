@@ -8,6 +8,7 @@ import textwrap
 import numpy as np
 import pytest
 
+from mhr_jax import run_files
 from mhr_jax.data import record_format, records
 from mhr_jax.errors import UserError
 from mhr_jax.vocabulary import ByteVocabulary
@@ -196,3 +197,54 @@ def test_training_data_needs_no_tensorflow(prepared):
     timeout=120,
   )
   assert done.stdout.strip() == '2', done.stderr
+
+
+def _damage(path, old, new):
+  text = path.read_text()
+  assert old in text
+  path.write_text(text.replace(old, new))
+
+
+def test_a_manifest_that_was_altered_is_refused(tmp_path, write_task):
+  write_task(tmp_path, 'task', category='a')
+  path = record_format.task_folder(tmp_path, 'task') / record_format.MANIFEST
+  sealed = run_files.seal(json.loads(path.read_text()))
+  run_files.write_json(path, sealed)
+  assert records.open_task(tmp_path, 'task').category == 'a'
+  _damage(path, '"a"', '"b"')
+  with pytest.raises(
+    UserError, match='mhr_jax.json was altered .* prepare task'
+  ):
+    records.open_task(tmp_path, 'task')
+
+
+def test_a_mixture_that_was_altered_is_refused(tmp_path, write_mixture):
+  write_mixture(tmp_path, 'both', ['a', 'b'], [1.0, 3.0])
+  path = tmp_path / record_format.MIXTURES / 'both.json'
+  run_files.write_json(path, run_files.seal(json.loads(path.read_text())))
+  assert records.open_mixture(tmp_path, 'both').rates == (1.0, 3.0)
+  _damage(path, '3.0', '8.0')
+  with pytest.raises(UserError, match='both.json was altered .* prepare both'):
+    records.open_mixture(tmp_path, 'both')
+
+
+def test_records_that_were_cut_short_or_are_others_are_refused(
+  tmp_path, write_task
+):
+  """array_record alone reads a part of a file as other records."""
+  write_task(tmp_path, 'task', train=30)
+  folder = record_format.task_folder(tmp_path, 'task')
+  path = folder / record_format.MANIFEST
+  manifest = json.loads(path.read_text())
+  manifest['file_sizes'] = record_format.file_sizes(folder)
+  path.write_text(json.dumps(manifest))
+  assert len(records.open_task(tmp_path, 'task').source('train')) == 30
+  file = next(folder.glob('*.array_record-*'))
+  whole = file.read_bytes()
+  file.write_bytes(whole[: len(whole) // 2])
+  with pytest.raises(UserError, match='cannot be read: .* bytes, .* written'):
+    records.open_task(tmp_path, 'task').source('train')
+  file.write_bytes(whole)
+  path.write_text(json.dumps(manifest | {'splits': {'train': 29}}))
+  with pytest.raises(UserError, match="30 records of split 'train', 29 were"):
+    records.open_task(tmp_path, 'task').source('train')
