@@ -65,7 +65,7 @@ def main() -> None:
 
 def measure_rounding(
   study: pathlib.Path, data: TaskData
-) -> dict[str, dict[str, float]]:
+) -> dict[Storage, dict[str, float]]:
   """Returns, by storage, the errors of a run whose backbone is rounded."""
   run = run_folder.load_run(study / 'mhr' / 'seed0')
   expected = [_logits(run.model, run.params, b) for b in _batches(data, run)]
@@ -108,7 +108,7 @@ def measure_training(
   return _scores(run.model, run.params, data, run)
 
 
-def measure_bytes() -> dict[str, dict[str, float]]:
+def measure_bytes() -> dict[str, dict[Storage, float]]:
   """Returns GiB of the backbone a device, by model, mesh and storage."""
   found = {}
   for name in ('t5_1_1_small', 't5_1_1_xl', 't5_1_1_xxl'):

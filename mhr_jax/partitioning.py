@@ -61,6 +61,9 @@ _UNSPREAD_AXES = ('layers', 'task', 'skill')
 
 _SPLIT = 'split'
 
+# Adafactor's moments, and which axis of the parameter each is a mean over.
+_AVERAGED_AXES = {'row': -1, 'col': -2, 'full': None}
+
 
 @dataclasses.dataclass(frozen=True)
 class Shardings:
@@ -217,8 +220,10 @@ def train_state_shardings(
   """Returns the shardings of a train state, optimizer state included.
 
   A leaf of the state belongs to the parameter whose path ends its own path,
-  where the shapes agree too; it lives where the parameter lives. The others
-  (counters, factored moments) are small and replicated.
+  where the shapes agree too; it lives where the parameter lives. Factored
+  moments, a mean over one of its axes, live where its other axes do: of a
+  low rank they are as large as the adapter. The others (counters, moments of
+  routing logits as matrices) are small and replicated.
 
   Args:
     state: arrays or `jax.ShapeDtypeStruct`s.
@@ -235,9 +240,30 @@ def train_state_shardings(
       suffix = '/'.join(names[start:])
       if shapes.get(suffix) == tuple(leaf.shape):
         return places[suffix]
+    for start in range(len(names) - 1):
+      owner = '/'.join(names[start:-1])
+      if owner in shapes and names[-1] in _AVERAGED_AXES:
+        return _factored(
+          leaf, shapes[owner], places[owner], _AVERAGED_AXES[names[-1]]
+        )
     return replicated(mesh)
 
   return jax.tree_util.tree_map_with_path(one, state)
+
+
+def _factored(
+  leaf: Any, shape: tuple[int, ...], place: NamedSharding, axis: int | None
+) -> NamedSharding:
+  """Returns where a mean over an axis of a parameter lives; None for all."""
+  entries = [*place.spec, *[None] * (len(shape) - len(place.spec))]
+  sizes = list(shape)
+  if axis is not None:
+    del entries[axis], sizes[axis]
+  if tuple(sizes) != tuple(leaf.shape):
+    return replicated(place.mesh)
+  while entries and entries[-1] is None:
+    entries.pop()
+  return NamedSharding(place.mesh, PartitionSpec(*entries))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
