@@ -37,7 +37,6 @@ from mhr_jax.task_choice import TaskRows, Tasks
 from mhr_jax.vocabulary import Vocabulary
 
 _NORMALISATIONS = ('sum', 'average')
-
 _log = logging.getLogger(__name__)
 
 

@@ -98,10 +98,7 @@ def evaluate(
     limit=limit,
   )
   vocabulary = _vocabulary(run, run_dir)
-  name = file_names.as_file_name(f'{found.name}_{split.partition("[")[0]}')
-  where = epath.Path(
-    folder or epath.Path(run_dir) / run_files.EVALUATIONS_FOLDER / name
-  )
+  where = epath.Path(folder or _evaluation_folder(run_dir, found.name, split))
   total = sum(min(limit or len(each), len(each)) for each in sources)
   if mode == 'dry_run':
     print(
@@ -127,6 +124,11 @@ def evaluate(
       folder=where,
       progress=progress,
     )
+
+
+def _evaluation_folder(run_dir: str, tasks: str, split: str) -> epath.Path:
+  name = file_names.as_file_name(f'{tasks}_{split.partition("[")[0]}')
+  return epath.Path(run_dir) / run_files.EVALUATIONS_FOLDER / name
 
 
 def align(

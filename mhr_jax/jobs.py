@@ -208,11 +208,7 @@ def build_job(
   """
   metric_writers.check_installed(settings.writers)
   row = methods.get_method(method)
-  if mixture.batch_size % settings.accumulation:
-    raise UserError(
-      f'TrainSettings.accumulation is {settings.accumulation}, which does not'
-      f' divide MixtureSettings.batch_size, {mixture.batch_size}.'
-    )
+  _check_accumulation(settings, mixture)
   _check_start(row, backbone_from, start_from, backbone.storage)
   if backbone_from is not None:
     backbones.check_backbone(backbone_from, backbone)
@@ -333,6 +329,16 @@ def _check_start(
     saved = run_folder.read_model(start_from)  # says so where it is no run
     run_folder.check_pretraining(start_from, method)
     storage.check_change(saved.config.storage, wanted)
+
+
+def _check_accumulation(
+  settings: TrainSettings, mixture: MixtureSettings
+) -> None:
+  if mixture.batch_size % settings.accumulation:
+    raise UserError(
+      f'TrainSettings.accumulation is {settings.accumulation}, which does not'
+      f' divide MixtureSettings.batch_size, {mixture.batch_size}.'
+    )
 
 
 def _check_heldback(

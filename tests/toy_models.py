@@ -43,7 +43,9 @@ def write_run(folder, model):
   )
   with checkpoints.Checkpoints(folder) as saved:
     facts = {'frozen': {'backbone': kept}}
-    saved.save(7, trainable=trained, optimizer={'n': 7}, metadata=facts)
+    saved.save(
+      7, trainable=trained, optimizer={'n': np.int32(7)}, metadata=facts
+    )
 
 
 def draw_tokens():
