@@ -153,6 +153,11 @@ def add_plan_flags(command: argparse.ArgumentParser) -> None:
     default='float32',
     help='of the frozen backbone where it is stored; default: float32',
   )
+  command.add_argument(
+    '--shapes_only',
+    action='store_true',
+    help='what lies on a device and arithmetic alone; compiles nothing',
+  )
   command.add_argument('--json', metavar='FILE', help='write the plan there')
 
 

@@ -27,6 +27,7 @@ from mhr_jax.plan_program import (
   abstract_batch,
   compile_candidate,
   count_arguments,
+  lay_out_candidate,
   plan_candidate,
 )
 from mhr_jax.t5.config import T5Config
@@ -188,6 +189,8 @@ def try_candidates(
   target: Target,
   candidates: Sequence[Candidate],
   on_progress: Callable[[str], None],
+  *,
+  shapes_only: bool = False,
 ) -> Iterator[Result]:
   """Compiles one candidate after the other.
 
@@ -196,7 +199,12 @@ def try_candidates(
     target: the devices.
     candidates: the ways to try.
     on_progress: told in a line what is being compiled, and what came out.
+    shapes_only: compile nothing.
   """
+  if shapes_only:
+    for each in candidates:
+      yield weigh(setup, target, each, lay_out_candidate(setup, each, target))
+    return
   for i, candidate in enumerate(candidates):
     head = f'plan {i + 1}/{len(candidates)}  {candidate}'
     on_progress(f'{head}  compiling')

@@ -23,6 +23,7 @@ class PlanOptions(Protocol):
   mix_in: Sequence[MixIn]
   n_tasks: int
   backbone_dtype: str
+  shapes_only: bool
   json: str | None
 
 
@@ -52,7 +53,13 @@ def plan(configuration: Configuration, options: PlanOptions) -> None:
     mix_in=options.mix_in or (mix_in,),
   )
   results = list(
-    planning.try_candidates(setup, target, candidates, _say_progress)
+    planning.try_candidates(
+      setup,
+      target,
+      candidates,
+      _say_progress,
+      shapes_only=options.shapes_only,
+    )
   )
   summary = plan_report.summary_line(setup, target, options.n_tasks)
   plan_report.print_plan(setup, target, results, summary)

@@ -100,6 +100,7 @@ class Program:
     temporaries: bytes that the step needs beside them; None where it does not
       fit and the compiler said no number.
     refused: whether the compiler found that it does not fit.
+    is_compiled: whether a compiler was asked at all.
     collectives: what devices send, in one step.
     notes: what is not split.
     seconds: to compile.
@@ -108,6 +109,7 @@ class Program:
   arguments: Mapping[str, int]
   temporaries: int | None
   refused: bool = False
+  is_compiled: bool = True
   collectives: tuple[Collective, ...] = ()
   notes: tuple[str, ...] = ()
   seconds: float = 0.0
@@ -155,6 +157,24 @@ def compile_candidate(
     collectives=tuple(list_collectives(compiled.as_text())),
     notes=notes,
     seconds=time.monotonic() - start,
+  )
+
+
+def lay_out_candidate(
+  setup: Setup, candidate: Candidate, target: Target
+) -> Program:
+  """Says what lies on a device, without compiling anything.
+
+  Raises:
+    UserError: the settings do not fit each other or the mesh.
+  """
+  state, places, notes = plan_candidate(setup, candidate, target)
+  batch = abstract_batch(setup, candidate.batch, places.step.mesh)
+  return Program(
+    arguments=count_arguments(state, batch),
+    temporaries=None,
+    is_compiled=False,
+    notes=notes,
   )
 
 

@@ -95,7 +95,7 @@ def _collective_table(results: Sequence[Result]) -> Table:
       for count, size in sums.values()
     ]
     sent = sum(size for _, size in sums.values())
-    unknown = each.program.refused
+    unknown = each.program.refused or not each.program.is_compiled
     rows.append(
       (*_way(each), *(['?'] * 6 if unknown else [*cells, _gib(int(sent))]))
     )
@@ -113,15 +113,20 @@ def _time_table(
   rows = []
   for each in results:
     times = (each.compute_seconds, each.memory_seconds, each.network_seconds)
-    known = bool(target.topology.chip.flops) and not each.program.refused
+    known = bool(target.topology.chip.flops)
+    ran = known and each.program.is_compiled and not each.program.refused
+    times = (*times, each.step_seconds)
+    sure = (known, known, ran, ran)
     rows.append(
       (
         *_way(each),
         f'{each.flops.total / 1e12:,.1f}',
         f'{each.flops.again / each.flops.total:.0%}',
-        *(f'{1e3 * t:.1f}' if known else '?' for t in times),
-        f'{1e3 * each.step_seconds:.1f}' if known else '?',
-        f'{each.tokens_per_second:,.0f}' if known else '?',
+        *(
+          f'{1e3 * t:.1f}' if is_sure else '?'
+          for t, is_sure in zip(times, sure, strict=True)
+        ),
+        f'{each.tokens_per_second:,.0f}' if ran else '?',
       )
     )
   lengths = f'{setup.mixture.input_length} + {setup.mixture.target_length}'

@@ -96,6 +96,18 @@ def test_a_wrong_flag_is_said(argv, message, capsys):
   assert message in capsys.readouterr().err
 
 
+def test_shapes_alone_need_no_compiler(tmp_path, capsys):
+  path = tmp_path / 'plan.json'
+  argv = [*_TINY, '--topology=cpu:8', '--mesh=8x1', '--shapes_only']
+  assert cli.main(['plan', *argv, f'--json={path}']) == 0
+  assert 'compiling' not in capsys.readouterr().err
+  found = json.loads(path.read_text())['candidates']
+  assert [each['mix_in'] for each in found] == ['layer', 'front']
+  assert found[0]['bytes']['temporaries'] is None
+  # 4,310,016 float32, whole on every device.
+  assert found[0]['bytes']['backbone'] == 4_310_016 * 4
+
+
 def test_files_of_no_training_run_are_refused(capsys):
   argv = ['--gin_file=runs/evaluate.gin', '--topology=cpu:8']
   assert cli.main(['plan', *argv, '--gin.TASKS="a"', '--gin.RUN_DIR="b"']) == 2
