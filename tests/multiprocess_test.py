@@ -84,6 +84,15 @@ def _assert_same_run(run_dir, expected):
         np.testing.assert_allclose(a[array], b[array], rtol=1e-4, atol=1e-5)
 
 
+def _wait_for(started, run_dir, pattern):
+  """Waits until processes that train have written a file of that name."""
+  while not list(run_dir.glob(pattern)):
+    if any(process.poll() is not None for process in started):
+      _, printed = several_processes.finish(started)
+      pytest.fail('\n'.join(printed))
+    time.sleep(0.001)
+
+
 def _files(run_dir):
   return {path.name for path in run_dir.iterdir()}
 
@@ -110,21 +119,25 @@ def test_four_processes_equal_one(folder, one):
 def test_killed_while_it_saves_and_restarted_on_other_devices(folder, one):
   run_dir = folder / 'killed'
   started = several_processes.start(
-    folder, 'train', run_dir, processes=2, devices=2
+    folder,
+    'train',
+    run_dir,
+    'TrainSettings.save_every = 1',
+    processes=2,
+    devices=2,
   )
-  saving = run_dir / 'checkpoints' / '8.orbax-checkpoint-tmp'
-  while not saving.exists():
-    assert all(process.poll() is None for process in started)
+  _wait_for(started, run_dir, 'checkpoints/[1-9]*.orbax-checkpoint-tmp')
   os.kill(started[1].pid, signal.SIGKILL)
   codes, printed = several_processes.finish(started)
   # The other does not wait for ever: it ends, too, and not as if all was well.
   assert codes[1] == -signal.SIGKILL and codes[0] != 0, '\n'.join(printed)
-  assert checkpoints.committed_steps(run_dir)[-1] in (4, 8)
+  committed = checkpoints.committed_steps(run_dir)
+  assert not committed or committed[-1] < 12
   (said,) = _run(folder, run_dir, devices=4)
-  assert 'Resuming at step' in said
+  assert ('Resuming at step' in said) == bool(committed)
   _assert_same_run(run_dir, one)
-  assert checkpoints.committed_steps(run_dir) == (4, 8, 12)
-  assert not saving.exists()
+  assert checkpoints.committed_steps(run_dir)[-1] == 12
+  assert not list(run_dir.glob('checkpoints/*tmp*'))
 
 
 def test_sigterm_to_one_saves_one_common_step(folder, one):
@@ -139,9 +152,7 @@ def test_sigterm_to_one_saves_one_common_step(folder, one):
     'TrainSettings.eval_every = 0',
     **shape,
   )
-  while not (run_dir / 'metrics.jsonl').exists():
-    time.sleep(0.05)
-    assert all(process.poll() is None for process in started)
+  _wait_for(started, run_dir, 'metrics.jsonl')
   os.kill(started[1].pid, signal.SIGTERM)
   codes, printed = several_processes.finish(started)
   assert codes == [143, 143], '\n'.join(printed)
