@@ -24,7 +24,7 @@ import uuid
 
 from etils import epath
 
-from mhr_jax import run_files
+from mhr_jax import run_files, tensorflow_noise
 from mhr_jax.data import record_format, records
 from mhr_jax.errors import UserError, blaming
 
@@ -55,7 +55,8 @@ class TaskModule:
         such option.
     """
     try:
-      module = importlib.import_module(self.name)
+      with tensorflow_noise.held_back():
+        module = importlib.import_module(self.name)
     except ModuleNotFoundError as error:
       raise UserError(_missing_module(self.name, error.name or '')) from error
     except Exception as error:  # whatever a module of somebody's does
@@ -183,7 +184,8 @@ def prepare_tasks(
   for module in data.modules:
     module.register()
   # seqio and TensorFlow are imported here and nowhere else in a run.
-  from mhr_jax.data import prepare
+  with tensorflow_noise.held_back():
+    from mhr_jax.data import prepare
 
   prepared = prepare.prepare(data.data_dir, data.names, remake=remake)
   if data.modules:

@@ -2,6 +2,7 @@
 
 import collections
 
+from mhr_jax import tensorflow_noise
 from mhr_jax.data import records
 from mhr_jax.errors import UserError
 from mhr_jax.task_data import TaskData
@@ -80,7 +81,8 @@ def _registry(data: TaskData):
   for module in data.modules:
     module.register()
   # seqio and TensorFlow are needed here alone.
-  from mhr_jax.data import registry
+  with tensorflow_noise.held_back():
+    from mhr_jax.data import registry
 
   return registry
 
