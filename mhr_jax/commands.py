@@ -82,9 +82,9 @@ def evaluate(
     UserError: the run, a task or a split is not there, or the run's routing
       does not know a task.
   """
-  _check_sizes(input_length, target_length, step)
   check_count('batch_size', batch_size)
   check_count('limit', limit)
+  _check_sizes(input_length, target_length, step)
   run = _load(run_dir, step, 'shapes' if mode == 'dry_run' else 'values')
   found = data.resolve()
   sources = _open_sources(data, found, run, split)
@@ -490,6 +490,11 @@ def _known_tasks(
       ' (runs/few_shot.gin).'
     )
   return table
+
+
+def _evaluation_folder(run_dir: str, tasks: str, split: str) -> epath.Path:
+  name = f'{tasks}_{split.partition("[")[0]}'
+  return epath.Path(run_dir) / EVALUATIONS_FOLDER / name
 
 
 def _few_shot_folder(run_dir: str, method: str) -> epath.Path:

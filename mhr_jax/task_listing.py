@@ -4,6 +4,7 @@ import collections
 
 from mhr_jax.data import records
 from mhr_jax.errors import UserError
+from mhr_jax.startup_lines import without_startup_lines
 from mhr_jax.task_data import TaskData
 
 _TOKENS_SHOWN = 24
@@ -80,7 +81,8 @@ def _registry(data: TaskData):
   for module in data.modules:
     module.register()
   # seqio and TensorFlow are needed here alone.
-  from mhr_jax.data import registry
+  with without_startup_lines():
+    from mhr_jax.data import registry
 
   return registry
 

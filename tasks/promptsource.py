@@ -169,7 +169,7 @@ def read_templates(path: epath.PathLike) -> list[Template]:
     )
   try:
     nodes = yaml.load(
-      path.read_text(), _Loader
+      path.read_bytes().decode('utf-8'), _Loader
     )  # builds mappings, texts, lists
   except yaml.MarkedYAMLError as e:
     mark = e.problem_mark or e.context_mark
@@ -177,6 +177,8 @@ def read_templates(path: epath.PathLike) -> list[Template]:
     raise UserError(f'{path}:{line}: not YAML: {e.problem or e}.') from None
   except (yaml.YAMLError, ValueError, UnicodeDecodeError) as e:
     raise UserError(f'{path}: not YAML: {e}.') from None
+  except RecursionError:
+    raise UserError(f'{path}: not YAML: nested too deeply.') from None
   templates = nodes.get('templates') if isinstance(nodes, dict) else None
   if not isinstance(templates, dict) or not templates:
     raise UserError(f'{path}:1: there is no mapping `templates` of templates.')
@@ -257,6 +259,8 @@ def _fields(template: Template, source: str) -> frozenset[str]:
     raise template.error(
       f'line {e.lineno} of its Jinja: {e.message}.'
     ) from None
+  except RecursionError:
+    raise template.error('its Jinja is nested too deeply.') from None
 
 
 @functools.lru_cache(maxsize=4096)

@@ -203,13 +203,19 @@ def read_story_cloze(path: epath.Path) -> Iterator[Record]:
     UserError: a column is missing, or a row lacks one or has no right ending;
       the message has the line's number.
   """
+  try:
+    yield from _read_endings(path, csv.DictReader(_text_lines(path)))
+  except csv.Error as e:  # a quote that is not closed, mostly
+    raise UserError(f'{path}: no table of commas and quotes: {e}.') from None
+
+
+def _read_endings(path: epath.Path, rows: csv.DictReader) -> Iterator[Record]:
   columns = {
     'story_id': 'InputStoryid',
     **{f'input_sentence_{i}': f'InputSentence{i}' for i in range(1, 5)},
     **{f'sentence_quiz{i}': f'RandomFifthSentenceQuiz{i}' for i in (1, 2)},
     'answer_right_ending': 'AnswerRightEnding',
   }
-  rows = csv.DictReader(_text_lines(path))
   absent = sorted(set(columns.values()) - set(rows.fieldnames or ()))
   if absent:
     raise UserError(f'{path}:1: there is no column {absent[0]!r}.')

@@ -34,6 +34,7 @@ _ROWS = (
     'losses',
     'metric_forms',
     'metrics',
+    'npz_files',
     'placement',
     'processes',
     'progress',
