@@ -68,6 +68,7 @@ _EXTRAS = {
     'hypothesis>=6.150',
     'ipykernel>=7',
     'nbclient>=0.10',
+    'nbformat>=5.10',
     'playwright>=1.50',
     'pre-commit>=4',
     'pyrefly>=1.4,<1.5',

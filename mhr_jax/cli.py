@@ -17,6 +17,7 @@ from mhr_jax import command_examples, command_flags
 from mhr_jax.errors import UserError, shorten
 from mhr_jax.setting_checks import check_count
 
+_TASKS_FILE = 'runs/tasks.gin'
 _EXAMPLES = """\
 three commands to begin with:
   mhr-jax study --gin_file=presets/quickstart.gin
@@ -262,7 +263,7 @@ def _task_data(options: argparse.Namespace, names: Sequence[str]) -> Any:
 
   data = TaskData(tasks=())
   if options.gin_file or options.bindings:
-    data = _configure(options).call(
+    data = _configure(options, [_TASKS_FILE]).call(
       TaskData, **({'tasks': names} if names else {})
     )
   modules = tuple(TaskModule(name) for name in options.module)

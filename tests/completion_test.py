@@ -9,6 +9,7 @@ import gin
 import pytest
 
 from mhr_jax import cli, command_examples, configurables, configuration
+from mhr_jax.task_data import TaskData
 
 _BASH = shutil.which('bash')
 
@@ -37,21 +38,27 @@ def test_every_command_has_three_examples():
     assert any(line.startswith(f'  mhr-jax {name}') for line in end)
 
 
+def _parse(files, bindings):
+  return configuration.parse(
+    files, bindings, configurables=configurables.all_configurables()
+  )
+
+
 @pytest.mark.parametrize('name', sorted(command_examples.EXAMPLES))
-def test_examples_parse_and_name_files_that_there_are(name):
+def test_examples_parse_and_resolve(name):
   for line in command_examples.EXAMPLES[name]:
     argv = shlex.split(line.partition(' > ')[0])
     rest, bindings = cli.split_bindings(argv)
     options = cli.build_parser().parse_args(rest)
     files = [*getattr(options, 'files', []), *getattr(options, 'gin_file', [])]
-    if files:
-      parsed = configuration.parse(
-        files, bindings, configurables=configurables.all_configurables()
-      )
-      for root, given in configurables.roots().items():
-        if parsed.bound([root]):
-          missing = 'show' if name == 'show' else 'raise'
-          parsed.resolve(root, given=given, missing=missing)
+    if files and name == 'prepare':
+      assert _parse(['runs/tasks.gin', *files], bindings).call(TaskData).names
+    elif files:
+      missing = 'show' if name == 'show' else 'raise'
+      parsed = _parse(files, bindings)
+      for root in parsed.bound(configurables.roots()):
+        given = configurables.roots()[root]
+        parsed.resolve(root, given=given, missing=missing)
 
 
 def _complete(script: str, *words: str) -> list[str]:

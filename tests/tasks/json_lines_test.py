@@ -2,8 +2,10 @@
 
 import json
 
+import gin
 import pytest
 
+from mhr_jax import cli
 from mhr_jax.data import registry
 from mhr_jax.errors import UserError
 from mhr_jax.tasks import json_lines
@@ -75,6 +77,17 @@ def test_a_mistake_is_named_with_its_line(tmp_path, line, message):
     json_lines.load_examples(tmp_path / 'a')
   assert str(error.value).startswith(f'{tmp_path}/a/train.jsonl:2: ')
   assert message in str(error.value)
+
+
+def test_prepare_needs_no_more_than_the_preset(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  _write(tmp_path / 'data' / 'a', 'train', _GOOD)
+  argv = ['prepare', '--gin_file=presets/json_lines.gin', '--gin.FOLDER="data"']
+  argv += ['--gin.NAME="once"', '--gin.VOCABULARY="bytes"']
+  for outcome in ('made', 'kept'):
+    assert cli.main(argv) == 0
+    assert capsys.readouterr().out.split()[:2] == [outcome, 'once_a']
+  gin.clear_config()
 
 
 def test_folders_without_tasks(tmp_path):
