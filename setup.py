@@ -88,7 +88,7 @@ setuptools.setup(
   long_description=pathlib.Path('README.md').read_text(encoding='utf-8'),
   long_description_content_type='text/markdown',
   author='The mhr_jax authors',
-  license='Apache-2.0',
+  license_expression='Apache-2.0',
   license_files=['LICENSE'],
   keywords=['jax', 'flax', 't5', 'lora', 'adapters', 'multi-task'],
   classifiers=[
