@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import functools
 import logging
+import os
+import re
 import sys
 from typing import Any
 
@@ -30,6 +32,8 @@ SET_ASIDE_FOLDER = 'checkpoints_set_aside'
 
 _CHECKSUMS = 'checksums'
 _PROBLEMS_SHOWN = 8
+_REASON_SHOWN = 160
+_OS_ERROR = re.compile(r"(?:os_error_code='|OS error )(\d+)")
 
 
 class DamagedError(UserError):
@@ -70,6 +74,9 @@ class Checkpoints:
       options=ocp.CheckpointManagerOptions(
         preservation_policy=policies.AnyPreservationPolicy(keeps),
         cleanup_tmp_directories=True,
+        # Made behind, a folder that cannot be made is noticed by nobody, and
+        # the threads that wait for it keep the process for ten minutes.
+        async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
       ),
     )
 
@@ -156,11 +163,15 @@ class Checkpoints:
       yield
     except (OSError, RuntimeError, ValueError) as error:
       steps = committed_steps(self.folder.parent)
-      last = f'step {steps[-1]}' if steps else 'none yet'
+      last = (
+        f'What was committed before (step {steps[-1]}) is whole'
+        if steps
+        else 'Nothing was committed before'
+      )
       raise UserError(
         f'A checkpoint in {self.folder} could not be written:'
-        f' {_reason(error)}. The last one committed ({last}) is whole: make'
-        ' room, or mend what is wrong, and give the same command again.'
+        f' {_reason(error)}. {last}. Make room, or mend what is wrong, and give'
+        ' the same command again.'
       ) from error
 
   def metadata(self, step: int) -> dict[str, Any]:
@@ -419,8 +430,15 @@ _ALTERED = (
 
 
 def _reason(error: BaseException) -> str:
-  """Returns the first line of what a library says, not too long."""
-  return str(error).partition('\n')[0][:300].rstrip('. ')
+  """Returns what a library says, not too long, and what the system said to it.
+
+  TensorStore begins with paths and has the system's word at the end.
+  """
+  text = str(error).partition('\n')[0].rstrip('. ')
+  code = _OS_ERROR.search(str(error))
+  if code is None or len(text) <= _REASON_SHOWN:
+    return text[:_REASON_SHOWN]
+  return f'{os.strerror(int(code.group(1)))} ({text[:_REASON_SHOWN]}…)'
 
 
 def _restore_args(target: Any) -> ocp.args.PyTreeRestore:

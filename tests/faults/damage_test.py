@@ -179,7 +179,7 @@ def test_damaged_data_is_named_by_the_command(bench, tmp_path):
   data[used[len(used) // 2]] ^= 16
   path.write_bytes(data)
   ended = bench.run(tmp_path / 'run', bindings={'DATA_DIR': str(copy)})
-  assert_explained(ended, str(path.parent), "task 'one'", 'prepare')
+  assert_explained(ended, str(path.parent), 'mhr-jax prepare one')
 
 
 def test_weights_with_flipped_bits_are_refused_or_read_whole(whole, tmp_path):

@@ -120,6 +120,7 @@ class Kills:
     self, started: Started, rng: random.Random, run_dir: pathlib.Path
   ) -> bool:
     """Ends a training at a random moment; whether it was still running."""
+    advanced = _is_written(run_dir / run_files.METRICS_FILE)
     self._wait(started, rng, run_dir)
     if started.process.poll() is not None:
       return False
@@ -133,12 +134,15 @@ class Kills:
     logged, saved = last_logged(run_dir), checkpoints.committed_steps(run_dir)
     if code == 128 + signal.SIGTERM:
       assert saved[-1] == logged, 'SIGTERM saves what was done'
+    committed = saved[-1] if saved else 0
     self._add(
       kind='kill',
       signal=sent.name,
       phase=phase,
       logged=logged,
-      committed=saved[-1] if saved else 0,
+      committed=committed,
+      # Who is killed before a first step has lost what was lost before.
+      lost=logged - committed if advanced() else 0,
       run=run_dir.name,
     )
     return True
@@ -210,7 +214,7 @@ def summary(events: Kills, seconds: float) -> str:
   kills, runs = events.kills, events.runs
   signals = collections.Counter(kill['signal'] for kill in kills)
   phases = collections.Counter(kill['phase'] for kill in kills)
-  lost = [kill['logged'] - kill['committed'] for kill in kills]
+  lost = [kill['lost'] for kill in kills]
   joined = ', '.join(f'{n} {name}' for name, n in sorted(signals.items()))
   hit = ', '.join(f'{name} {phases[name]}' for name in PHASES)
   return '\n'.join(
