@@ -126,11 +126,6 @@ def evaluate(
     )
 
 
-def _evaluation_folder(run_dir: str, tasks: str, split: str) -> epath.Path:
-  name = file_names.as_file_name(f'{tasks}_{split.partition("[")[0]}')
-  return epath.Path(run_dir) / run_files.EVALUATIONS_FOLDER / name
-
-
 def align(
   run_dir: str,
   *,
@@ -493,8 +488,8 @@ def _known_tasks(
 
 
 def _evaluation_folder(run_dir: str, tasks: str, split: str) -> epath.Path:
-  name = f'{tasks}_{split.partition("[")[0]}'
-  return epath.Path(run_dir) / EVALUATIONS_FOLDER / name
+  name = file_names.as_file_name(f'{tasks}_{split.partition("[")[0]}')
+  return epath.Path(run_dir) / run_files.EVALUATIONS_FOLDER / name
 
 
 def _few_shot_folder(run_dir: str, method: str) -> epath.Path:
