@@ -260,7 +260,7 @@ def _factored(
   if axis is not None:
     del entries[axis], sizes[axis]
   if tuple(sizes) != tuple(leaf.shape):
-    return replicated(place.mesh)
+    return NamedSharding(place.mesh, PartitionSpec())
   while entries and entries[-1] is None:
     entries.pop()
   return NamedSharding(place.mesh, PartitionSpec(*entries))

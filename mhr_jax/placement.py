@@ -62,6 +62,6 @@ def constrain_axis(x: Array, axis: int, entry: str | None) -> Array:
     axis: which one; negative ones count from the last.
     entry: an axis of the mesh, or None for whole.
   """
-  entries = [LEAVE] * x.ndim
+  entries: list[Any] = [LEAVE] * x.ndim
   entries[axis] = entry
   return constrain(x, *entries)

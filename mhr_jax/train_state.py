@@ -295,7 +295,7 @@ def make_train_step(
   moving_places = places and (places.step, places.trainable, places.opt_state)
   return TrainStep(
     jax.jit(advance, donate_argnums=0, out_shardings=(moving_places, None)),
-    places and places.step.mesh,
+    None if places is None else places.step.mesh,
   )
 
 
