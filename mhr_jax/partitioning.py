@@ -260,8 +260,7 @@ def _factored(
   if axis is not None:
     del entries[axis], sizes[axis]
   if tuple(sizes) != tuple(leaf.shape):
-    assert isinstance(place.mesh, Mesh)
-    return replicated(place.mesh)
+    return NamedSharding(place.mesh, PartitionSpec())
   while entries and entries[-1] is None:
     entries.pop()
   return NamedSharding(place.mesh, PartitionSpec(*entries))
