@@ -100,7 +100,8 @@ class _Watch:
 
 def _take(path: epath.Path, token: str) -> bool:
   try:
-    path.mkdir()
+    # Who held it may have taken the folder around it away, being empty.
+    path.mkdir(parents=True)
     _write(path, token, 0)
   except OSError:  # there already, or given up as stale at this very moment
     return False
