@@ -18,6 +18,8 @@ _ALIGN = (
   ' --gin.RUN_DIR=\'"runs/mhr"\''
 )
 
+_PLAN = '--gin_file=presets/t0_xl.gin --n_tasks=313'
+
 EXAMPLES = {
   'tasks': (
     'tasks --module=mhr_jax.tasks.skills',
@@ -52,6 +54,11 @@ EXAMPLES = {
     f'align {_ALIGN} --gin.AlignmentSettings.examples=32',
     'show runs/align.gin --gin.RUN_DIR=\'"runs/mhr"\''
     ' --gin_file=presets/skills.gin',
+  ),
+  'plan': (
+    f'plan {_PLAN} --topology=v5e:8x8 --shapes_only',
+    f'plan {_PLAN} --topology=cpu:64 --mesh=32x2 --mix_in=layer',
+    f'plan {_PLAN} --topology=v5e:16x16 --batch=256 --json=plan.json',
   ),
   'predict': (
     'predict runs/mhr --task=skills_id_tail_reverse --input=texts.txt',

@@ -134,7 +134,8 @@ def _take(path: epath.Path, token: str) -> bool:
   if run_files.is_remote(path) and _read(path):
     return False  # Making a folder there is not exclusive.
   try:
-    path.mkdir()
+    # Who held it may have taken the folder around it away, being empty.
+    path.mkdir(parents=True)
   except FileExistsError:
     return False
   try:
