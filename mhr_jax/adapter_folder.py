@@ -18,7 +18,7 @@ from flax import traverse_util
 import jax
 import numpy as np
 
-from mhr_jax import checkpoints, methods, run_files, run_folder
+from mhr_jax import checkpoints, methods, run_files, run_folder, tree_check
 from mhr_jax.adapters import AdapterConfig
 from mhr_jax.checksums import checksum
 from mhr_jax.convert import tensor_files
@@ -94,7 +94,7 @@ def check_params(
   wanted = jax.eval_shape(
     lambda key: methods.init_added(key, config, linears), jax.random.key(0)
   )
-  checkpoints.check_tree(params, wanted, where=where)
+  tree_check.check_tree(params, wanted, where=where)
 
 
 def effective_bundle(bundle: AdapterBundle, task: Task) -> AdapterBundle:

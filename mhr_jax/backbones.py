@@ -6,7 +6,7 @@ from typing import Any
 from etils import epath
 import jax
 
-from mhr_jax import checkpoints, frozen, partitioning, run_folder
+from mhr_jax import checkpoints, frozen, partitioning, run_folder, tree_check
 from mhr_jax.convert import formats, hf_t5, t5x, t5x_routed
 from mhr_jax.errors import UserError
 from mhr_jax.model import RoutedT5
@@ -299,7 +299,7 @@ def place(tree: Any, target: Any) -> Any:
   Raises:
     UserError: a leaf is missing, extra or of another shape.
   """
-  checkpoints.check_tree(tree, target, where='What was read')
+  tree_check.check_tree(tree, target, where='What was read')
   leaves, structure = jax.tree.flatten(tree)
   places = [leaf.sharding for leaf in jax.tree.leaves(target)]
   del tree

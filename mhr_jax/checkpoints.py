@@ -25,13 +25,13 @@ from orbax.checkpoint import checkpoint_managers as policies
 from mhr_jax import run_files
 from mhr_jax.checksums import checksum
 from mhr_jax.errors import UserError
+from mhr_jax.tree_check import check_tree
 from mhr_jax.tree_paths import leaves_by_path
 
 CHECKPOINTS_FOLDER = 'checkpoints'
 SET_ASIDE_FOLDER = 'checkpoints_set_aside'
 
 _CHECKSUMS = 'checksums'
-_PROBLEMS_SHOWN = 8
 _REASON_SHOWN = 160
 _OS_ERROR = re.compile(r"(?:os_error_code='|OS error )(\d+)")
 
@@ -466,36 +466,6 @@ def with_shardings(target: Any, where: Any = None) -> Any:
   if where is None:
     return jax.tree.map(one, target)
   return jax.tree.map(one, target, where)
-
-
-def check_tree(saved: Any, target: Any, *, where: str):
-  """Compares what is saved with what is wanted.
-
-  Raises:
-    UserError: they differ; the message names leaves and both shapes.
-  """
-  have = {k: tuple(v.shape) for k, v in leaves_by_path(saved).items()}
-  want = {k: tuple(v.shape) for k, v in leaves_by_path(target).items()}
-  problems = [
-    f'{path}: the checkpoint has no such array, the model wants {shape}'
-    for path, shape in want.items()
-    if path not in have
-  ]
-  problems += [
-    f'{path}: the model has no such parameter, the checkpoint has {shape}'
-    for path, shape in have.items()
-    if path not in want
-  ]
-  problems += [
-    f'{path}: the checkpoint has {have[path]}, the model wants {shape}'
-    for path, shape in want.items()
-    if have.get(path, shape) != shape
-  ]
-  if problems:
-    shown = '\n  '.join(problems[:_PROBLEMS_SHOWN])
-    rest = len(problems) - _PROBLEMS_SHOWN
-    more = f'\n  … and {rest} more' if rest > 0 else ''
-    raise UserError(f'{where} does not fit the model:\n  {shown}{more}')
 
 
 def absolute(path: epath.PathLike) -> epath.Path:

@@ -15,7 +15,7 @@ from etils import epath
 import jax
 import numpy as np
 
-from mhr_jax import checkpoints, optim, run_files, run_folder
+from mhr_jax import checkpoints, optim, run_files, run_folder, tree_check
 from mhr_jax.errors import UserError, blaming
 from mhr_jax.model import RoutedT5
 from mhr_jax.optim import OptimizerSettings
@@ -124,7 +124,7 @@ def make_state(
     UserError: a leaf is missing, extra or of another shape.
   """
   shapes = leaves_by_path(description.abstract_state(model))
-  checkpoints.check_tree(dict(arrays), shapes, where=where)
+  tree_check.check_tree(dict(arrays), shapes, where=where)
   ordered = {
     name: np.asarray(arrays[name], wanted.dtype)
     for name, wanted in shapes.items()

@@ -24,7 +24,14 @@ from jax import export
 import jax.numpy as jnp
 import numpy as np
 
-from mhr_jax import checkpoints, fusing, run_files, serving_run, task_choice
+from mhr_jax import (
+  checkpoints,
+  fusing,
+  run_files,
+  serving_run,
+  task_choice,
+  tree_check,
+)
 from mhr_jax.errors import UserError
 from mhr_jax.model import Params, RoutedT5
 from mhr_jax.run_folder import VOCABULARY_FOLDER
@@ -76,7 +83,7 @@ def export_stablehlo(
       model's.
   """
   with run_files.new_folder(checkpoints.absolute(folder)) as place:
-    checkpoints.check_tree(params, model.abstract_params(), where='The tree')
+    tree_check.check_tree(params, model.abstract_params(), where='The tree')
     table = task_choice.known_tasks(model, task_table)
     tasks, served = _choices(model, table), None
     if task_id is not None:

@@ -56,6 +56,7 @@ _ROWS = (
     'optimizer_state',
     'run_folder',
     'run_writing',
+    'tree_check',
   ),
   ('metric_writers', 'reporting'),
   ('evaluation', 'ranking', 'scores'),

@@ -18,7 +18,7 @@ from flax import traverse_util
 import jax
 import numpy as np
 
-from mhr_jax import checkpoints, run_files
+from mhr_jax import checkpoints, run_files, tree_check
 from mhr_jax.convert import (
   hf_config,
   hf_names,
@@ -236,7 +236,7 @@ def _account(
   wanted = dict(targets)
   if tied and _LM_HEAD not in saved:
     wanted.pop(_LM_HEAD, None)
-  checkpoints.check_tree(saved, wanted, where=where)
+  tree_check.check_tree(saved, wanted, where=where)
   return names
 
 
@@ -283,7 +283,7 @@ def write_backbone(
   _check_dtype(dtype)
   values = hf_config.to_json(config, dtype=dtype)
   arrays = leaves_by_path(backbone)
-  checkpoints.check_tree(
+  tree_check.check_tree(
     arrays, _parameter_shapes(config), where='The backbone to write'
   )
   tensors = {}

@@ -13,7 +13,7 @@ from etils import epath
 from flax import traverse_util
 import numpy as np
 
-from mhr_jax import checkpoints
+from mhr_jax import tree_check
 from mhr_jax.convert import t5x_files, t5x_names, t5x_tree
 from mhr_jax.errors import UserError, nearest
 from mhr_jax.t5 import config as config_lib
@@ -93,7 +93,7 @@ def read_backbone(
     }
     layout = t5x_names.find_layout(shapes)
     leaves = list(t5x_names.list_leaves(config, layout))
-    checkpoints.check_tree(
+    tree_check.check_tree(
       t5x_files.as_tree(shapes),
       t5x_files.as_tree({leaf.name: leaf.shape for leaf in leaves}),
       where=target.where,
@@ -170,7 +170,7 @@ def write_checkpoint(
       one; or the parameters are not config's.
   """
   arrays = leaves_by_path(backbone)
-  checkpoints.check_tree(
+  tree_check.check_tree(
     arrays,
     t5x_files.as_tree(_our_shapes(config)),
     where='The backbone to write',

@@ -69,7 +69,7 @@ class Part:
 def as_tree(
   shapes: Mapping[str, tuple[int, ...]],
 ) -> dict[str, jax.ShapeDtypeStruct]:
-  """Returns shapes by name as `checkpoints.check_tree` takes them."""
+  """Returns shapes by name as `tree_check.check_tree` takes them."""
   return {
     name: jax.ShapeDtypeStruct(shape, np.float32)
     for name, shape in shapes.items()

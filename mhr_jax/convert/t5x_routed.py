@@ -18,7 +18,13 @@ from etils import epath
 from flax import traverse_util
 import numpy as np
 
-from mhr_jax import checkpoints, optimizer_state, run_files, run_folder
+from mhr_jax import (
+  checkpoints,
+  optimizer_state,
+  run_files,
+  run_folder,
+  tree_check,
+)
 from mhr_jax.convert import t5x, t5x_files, t5x_tree
 from mhr_jax.errors import UserError
 from mhr_jax.model import RoutedT5
@@ -164,7 +170,7 @@ def _read_params(
   wanted = t5x_tree.to_t5x(saved.abstract_params())
   with t5x_files.open_part(checkpoint) as target:
     shapes = t5x_files.as_tree(target.shapes)
-    checkpoints.check_tree(shapes, wanted, where=target.where)
+    tree_check.check_tree(shapes, wanted, where=target.where)
     added = {
       name: np.asarray(target.read(name), np.float32)
       for name in filter(t5x_tree.is_added, target.shapes)
