@@ -119,8 +119,8 @@ def measure(
       ready = process.wait()
       name = process.side.name
       found.facts[name] = ready['facts']
-      for work, seconds in ready['first_seconds'].items():
-        found.works[f'{name}: {work}'] = Measured(first_seconds=seconds)
+      for work, first in ready['first_seconds'].items():
+        found.works[f'{name}: {work}'] = Measured(first_seconds=first)
     if check is not None:
       check(found.facts)
     started = sum(process.cpu_seconds() for process in processes)

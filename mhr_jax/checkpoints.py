@@ -32,6 +32,7 @@ CHECKPOINTS_FOLDER = 'checkpoints'
 SET_ASIDE_FOLDER = 'checkpoints_set_aside'
 
 _CHECKSUMS = 'checksums'
+_UNFINISHED = '.orbax-checkpoint-tmp'
 _REASON_SHOWN = 160
 _OS_ERROR = re.compile(r"(?:os_error_code='|OS error )(\d+)")
 
@@ -64,6 +65,7 @@ class Checkpoints:
     if keep_every:
       keeps.append(policies.EveryNSteps(keep_every))
     self.folder = absolute(run_dir) / CHECKPOINTS_FOLDER
+    _remove_unfinished(self.folder)
     self._manager = ocp.CheckpointManager(
       self.folder,
       item_handlers={
@@ -73,7 +75,6 @@ class Checkpoints:
       },
       options=ocp.CheckpointManagerOptions(
         preservation_policy=policies.AnyPreservationPolicy(keeps),
-        cleanup_tmp_directories=True,
         # Made behind, a folder that cannot be made is noticed by nobody, and
         # the threads that wait for it keep the process for ten minutes.
         async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
@@ -291,6 +292,17 @@ def _digest(metadata: Mapping[str, Any], sums: Mapping[str, str]) -> str:
   """Returns 32 hex digits over metadata and the checksums of the arrays."""
   kept = {item: value for item, value in sums.items() if item != 'metadata'}
   return run_files.digest([dict(metadata), kept])
+
+
+def _remove_unfinished(folder: epath.Path):
+  """Removes what saves that were broken off have left.
+
+  Not left to Orbax, whose thread for it may meet the first save at its work.
+  """
+  if jax.process_index() == 0 and folder.exists():
+    for path in folder.iterdir():
+      if _UNFINISHED in path.name:
+        path.rmtree()
 
 
 def _move_aside(folder: epath.Path):

@@ -5,7 +5,7 @@ exit code 2 and a short message; everything else is a bug and has a traceback.
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import logging
 import os
 import pathlib
@@ -383,18 +383,22 @@ def _run_predict(options: argparse.Namespace) -> None:
   from mhr_jax import commands
   from mhr_jax.t5.decoding import DecodingSettings
 
-  texts = _read_lines(options.input)
   decoding = DecodingSettings(
     max_new_tokens=options.max_new_tokens, num_beams=options.num_beams
   )
   for text in commands.predict(
     options.path,
-    texts,
+    _lines_when_asked(options.input),
     adapter=options.adapter,
     task=options.task,
     decoding=decoding,
   ):
     print(text)
+
+
+def _lines_when_asked(path: str) -> Iterator[str]:
+  """Reads after the model, whose mistakes need no input to be told."""
+  yield from _read_lines(path)
 
 
 def _run_conversion(options: argparse.Namespace) -> None:

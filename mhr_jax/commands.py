@@ -4,7 +4,7 @@ Plain functions over a run folder; gin configures them (`configs/runs/`), and
 `mhr-jax evaluate`, `align`, `adapt` and `predict` call them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import statistics
 from typing import Any, Literal
@@ -88,13 +88,13 @@ def evaluate(
   run = _load(run_dir, step, 'shapes' if mode == 'dry_run' else 'values')
   found = data.resolve()
   sources = _open_sources(data, found, run, split)
-  routed = evaluation_settings.adapter == 'task' and _routes(run)
+  by_task = evaluation_settings.adapter == 'task' and _routes(run)
   batches = ordered.eval_batches(
     sources,
     batch_size=batch_size,
     input_length=input_length,
     target_length=target_length,
-    task_table=_known_tasks(run, found, run_dir) if routed else None,
+    task_table=_known_tasks(run, found, run_dir) if by_task else None,
     limit=limit,
   )
   vocabulary = _vocabulary(run, run_dir)
@@ -113,8 +113,7 @@ def evaluate(
       )
     )
     return None
-  shown = processes.is_first()
-  with Progress(total, label='evaluate', enabled=shown) as progress:
+  with Progress(total, label='evaluate', enabled=processes.is_first()) as bar:
     return evaluation.evaluate_generation(
       run.model,
       run.params,
@@ -122,7 +121,7 @@ def evaluate(
       vocabulary,
       settings=evaluation_settings,
       folder=where,
-      progress=progress,
+      progress=bar,
     )
 
 
@@ -321,7 +320,7 @@ def summarise(
 
 def predict(
   path: str,
-  texts: Sequence[str],
+  texts: Iterable[str],
   *,
   adapter: str | None = None,
   task: str | None = None,
@@ -333,7 +332,7 @@ def predict(
 
   Args:
     path: a run, or a backbone; see `api.load`.
-    texts: the inputs.
+    texts: the inputs; taken after the model is read.
     adapter: to put on the backbone.
     task: whose adapter to use: a name or an id of the tasks, or 'average'; not
       needed where the model does not route.
@@ -346,7 +345,7 @@ def predict(
   """
   model = api.load(path, adapter, step=step, mesh=partitioning.make_mesh())
   return model.generate(
-    texts,
+    list(texts),
     task_choice.parse_task(task, model.tasks),
     input_length=input_length,
     **dataclasses.asdict(decoding),

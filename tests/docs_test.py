@@ -19,6 +19,7 @@ _PAGES = sorted(
 )
 # Their files are T5X's, or stand for some of a row.
 _OPEN = ('train.gin', '{', '…')
+_STRANGERS = ('theirs.gin',)
 
 
 def _text(page: str) -> str:
@@ -67,7 +68,8 @@ def test_commands_parse_and_their_gin_files_are_there(page):
     options = cli.build_parser().parse_args(rest)
     files = [*getattr(options, 'gin_file', []), *getattr(options, 'files', [])]
     for file in files:
-      configuration.find_file(file)
+      if file not in _STRANGERS:
+        configuration.find_file(file)
 
 
 @pytest.mark.parametrize('page', _PAGES)
@@ -82,7 +84,8 @@ def test_gin_files_that_are_named_are_there(page):
 @pytest.mark.parametrize('page', _PAGES)
 def test_python_blocks_compile(page):
   for block in _blocks(page):
-    if re.match(r'(import|from) \w', block) or '\nimport ' in block:
+    is_python = re.match(r'(import|from) \w', block) or '\nimport ' in block
+    if is_python and ' = @' not in block:  # which is gin
       ast.parse(block)
 
 

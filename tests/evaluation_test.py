@@ -158,7 +158,7 @@ def test_shuffling_without_routing_is_an_error(trained):
 
 def test_bad_settings_are_errors():
   for change in ({'adapter': 'mean'}, {'task_ids': 'wrong'}):
-    with pytest.raises(UserError, match='not'):
+    with pytest.raises(UserError, match='is wanted'):
       dataclasses.replace(SETTINGS, **change)
 
 

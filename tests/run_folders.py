@@ -33,7 +33,7 @@ def write_run(
       config_text=text,
     ),
   )
-  with reporting.MetricsWriter(folder, tensorboard=False) as writer:
+  with reporting.MetricsWriter(folder, writers=()) as writer:
     for step in range(1, 6):
       writer.write(step, {'train/loss': 1 / step, f'{text}/loss': 2 / step})
   weights = np.random.default_rng(0).dirichlet(np.ones(4), (2, 3, 2))

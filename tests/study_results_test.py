@@ -339,7 +339,7 @@ def test_alignment_is_read_from_the_metrics_of_a_run(tmp_path):
   [
     ({'methods': ('lora', 'poly')}, "says nothing of 'poly'"),
     ({'metric': 'accuracy'}, "reports 'accuracy'"),
-    ({'mean_over': 'task'}, "'categories', not 'task'"),
+    ({'mean_over': 'task'}, "is 'task'; one of .*'categories'"),
     ({'comparisons': 'some'}, "not 'some'"),
     ({'comparisons': {'c': ('mhr', 'lora')}}, 'left, right, phase'),
     ({'comparisons': {'c': ('mhr', 'lorra', 'few_shot')}}, "'lora'"),

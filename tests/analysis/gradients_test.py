@@ -361,7 +361,7 @@ def test_batches_hold_each_drawn_example_once():
   (
     ({'tasks': 1}, 'tasks is 1; at least 2'),
     ({'every': -1}, 'every is -1'),
-    ({'wrt': ('efective',)}, "no 'efective'.*'effective'"),
+    ({'wrt': ('efective',)}, "of 'efective': one of.*'effective'"),
     ({'wrt': ()}, 'wrt is empty'),
   ),
 )

@@ -310,13 +310,13 @@ _PREPARED = (
   Case(
     'records that are not there',
     train(),
-    ("'one'", 'copy it again'),
+    ('data_cache/one', 'copy it again'),
     remove('data_cache/one/1.0.0/one-train*'),
   ),
   Case(
     'records that are cut',
     train(),
-    ("'one'", 'copy it again'),
+    ('data_cache/one', 'copy it again'),
     cut('data_cache/one/1.0.0/one-train.array_record-00000-of-00001', 0.1),
   ),
   Case(

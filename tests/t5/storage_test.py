@@ -38,7 +38,8 @@ def _dequantised(tree):
       found[name] = _dequantised(value)
     elif name == 'embedding':
       found[name] = np.array(value, np.float32)
-      for row, scale in zip(found[name], tree['embedding_scale'], strict=True):
+      scales = np.asarray(tree['embedding_scale'])
+      for row, scale in zip(found[name], scales, strict=True):
         row *= scale
     elif name == 'kernel':
       found[name] = np.array(value, np.float32)

@@ -229,7 +229,7 @@ def test_a_list_that_names_an_absent_task_is_an_error(tmp_path):
 
 
 def test_settings_are_checked():
-  with pytest.raises(UserError, match="'first' or 'none', not 'last'"):
+  with pytest.raises(UserError, match="'last'; one of 'first', 'none'"):
     PromptSettings(definition='last')
 
 
