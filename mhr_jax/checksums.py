@@ -24,7 +24,9 @@ def checksum(tree: Any) -> str:
   """Returns 32 hex digits over paths, shapes, types and every bit of a tree."""
   # By path, so that a dictionary and a named tuple of the same are the same.
   leaves = dict(sorted(leaves_by_path(tree).items()))
-  sums = jax.device_get([_sums(leaf) for leaf in leaves.values()])
+  # One at a time: many programs in flight, each with a sum over devices, wait
+  # for each other for good where devices are threads of few cores.
+  sums = [jax.device_get(_sums(leaf)) for leaf in leaves.values()]
   digest = hashlib.blake2b(digest_size=16)
   for (path, leaf), value in zip(leaves.items(), sums, strict=True):
     head = f'{path} {tuple(leaf.shape)} {leaf.dtype} '
