@@ -294,6 +294,17 @@ def replicated_like(params: Params) -> NamedSharding | None:
   return None if mesh is None else partitioning.replicated(mesh)
 
 
+def as_whole(found: Any, params: Params) -> Any:
+  """Returns what was computed from parameters where this process can read it.
+
+  Args:
+    found: a tree of arrays.
+    params: on a mesh, perhaps of several processes, or anywhere else.
+  """
+  where = replicated_like(params)
+  return found if where is None else jax.device_put(found, where)
+
+
 def mesh_of(params: Params) -> Mesh | None:
   """Returns the mesh that parameters are on, if any."""
   for leaf in jax.tree.leaves(params):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int
 import numpy as np
 
-from mhr_jax import adapters, npz_files, routing
+from mhr_jax import adapters, evaluation, npz_files, routing
 from mhr_jax.errors import UserError
 from mhr_jax.routing import entropy as entropy
 from mhr_jax.task_table import TaskTable
@@ -45,6 +45,7 @@ def task_mixing_weights(
     jnp.arange(config.n_tasks),
     config,
   )
+  weights = evaluation.as_whole(weights, params)
   shape = (config.n_tasks, config.n_splits, config.n_skills)
   return {
     path: np.broadcast_to(np.asarray(w), (w.shape[0], *shape))

@@ -36,10 +36,7 @@ def skill_similarity(params: Mapping[str, Any]) -> Similarities:
       for path, inventory in adapters.list_inventories(tree).items()
     }
 
-  where = evaluation.replicated_like(params)
-  found = measure(params['adapters'])
-  if where is not None:
-    found = jax.device_put(found, where)
+  found = evaluation.as_whole(measure(params['adapters']), params)
   return {path: np.asarray(cosines) for path, cosines in found.items()}
 
 
