@@ -35,8 +35,7 @@ test: setup
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist=loadfile --durations=20
 
 test-slow: setup
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist=loadfile --durations=20 \
-	  -m 'slow or multiprocess'
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist=loadfile --durations=20 -m slow
 
 # One after the other: each starts as many processes as there are cores.
 test-multiprocess: setup
