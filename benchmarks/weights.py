@@ -16,6 +16,7 @@ from mhr_jax.adapter_folder import AdapterBundle
 from mhr_jax.adapters import AdapterConfig
 from mhr_jax.convert import hf_t5, peft
 from mhr_jax.model import Params, RoutedT5
+from mhr_jax.t5 import parameters
 
 BACKBONE, MHR, LORA = 'backbone', 'mhr', 'lora'
 _B_SCALE = 0.05
@@ -64,7 +65,9 @@ def read_weights(
     setting: as it was written.
     method: 'mhr', 'lora', or None for the backbone alone.
   """
-  _, backbone = hf_t5.read_backbone(folder / BACKBONE)
+  _, backbone = hf_t5.read_backbone(folder / BACKBONE)  # scanned
+  if not setting.backbone.scan_layers:
+    backbone = parameters.unstack_layers(backbone, setting.backbone)
   if method is None:
     return None, {'backbone': backbone}
   bundle = peft.read_adapter(folder / method, setting.backbone)
