@@ -6,7 +6,7 @@ JOBS ?= 2
 
 .PHONY: setup quickstart lint types test test-slow test-multiprocess \
   test-interop test-t5x test-bad-input test-fuzz test-faults \
-  test-faults-nightly dist-test audit docs clean
+  test-faults-nightly test-nightly dist-test audit docs clean
 
 setup: .venv/setup.stamp
 
@@ -36,6 +36,10 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist=loadfile --durations=20 -m slow
+
+# The notebooks, the README and every benchmark, as a user runs them; 20 minutes.
+test-nightly: .venv/interop.stamp
+	$(BIN)/python -m pytest -q -rs --durations=20 -m nightly
 
 # One after the other: each starts as many processes as there are cores.
 test-multiprocess: setup

@@ -38,7 +38,7 @@ def test_outputs_are_stored_short_and_without_places(name):
   assert _text(_read(name))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(1500)
 def test_they_run_and_routing_is_used(tmp_path):
   printed = {}

@@ -108,7 +108,7 @@ def _write_task(folder, **splits: int):
     (folder / f'{split}.jsonl').write_text('\n'.join(lines))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_your_own_tasks(backbone, capsys):
   """From JSON lines to an adapter of a new task, by the README's commands."""
   found = blocks(_README, 'Your own tasks')
@@ -132,7 +132,7 @@ def test_your_own_tasks(backbone, capsys):
   assert 'new_joke' in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_adapters_from_peft(backbone):
   config = t5_config('t5_1_1_tiny')
   bundle = random_adapters.draw_bundle(backbone=config, names=False)

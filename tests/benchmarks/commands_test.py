@@ -57,7 +57,7 @@ def read_works(path):
   return works
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_train_step_of_ours(tmp_path, cache):
   path = tmp_path / 'step.json'
   flags = ('--only=ours', '--rounds=2', f'--json={path}')
@@ -77,7 +77,7 @@ def test_train_step_of_ours(tmp_path, cache):
   assert content['setting']['rank'] == 2
 
 
-@pytest.mark.interop
+@pytest.mark.nightly
 @pytest.mark.parametrize('module', ['train_step', 'decode'])
 def test_both_sides_compute_the_same(tmp_path, cache, module):
   pytest.importorskip('peft', reason='needs the extra interop')
@@ -96,7 +96,7 @@ def test_both_sides_compute_the_same(tmp_path, cache, module):
     assert facts['MHR']['equal_tokens'] >= 0.75
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_scaling_at_both_kinds_of_rank(tmp_path, cache):
   for rank, works in (('1', 6), ('2', 13)):
     path = tmp_path / f'{rank}.json'
@@ -114,7 +114,7 @@ def test_scaling_at_both_kinds_of_rank(tmp_path, cache):
     assert max(sizes, key=sizes.get) in ('64 skills', '1024 tasks')
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_input(tmp_path, cache):
   path = tmp_path / 'input.json'
   flags = ('--counts', '2', '3', '--examples=8', '--batches=5', '--rounds=2')
@@ -125,7 +125,7 @@ def test_input(tmp_path, cache):
   assert facts['2 tasks, anew']['records'] == 16
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_startup(tmp_path, cache):
   path = tmp_path / 'startup.json'
   flags = ('--tasks=2', '--rounds=1', f'--json={path}')
@@ -137,8 +137,7 @@ def test_startup(tmp_path, cache):
     assert start['imports'] > 0 and start['compile or load'] > 0
 
 
-@pytest.mark.slow
-@pytest.mark.interop
+@pytest.mark.nightly
 def test_gpu_on_a_cpu(tmp_path, cache):
   pytest.importorskip('peft', reason='needs the extra interop')
   path = tmp_path / 'gpu.json'
