@@ -18,7 +18,10 @@ _ALIGN = (
   ' --gin.RUN_DIR=\'"runs/mhr"\''
 )
 
-_PLAN = '--gin_file=presets/t0_xl.gin --n_tasks=313'
+_PLAN = (
+  f'{_RUN} --gin.BACKBONE_FROM=None'
+  ' --gin.t5_config.name=\'"t5_1_1_xl"\' --n_tasks=313'
+)
 
 EXAMPLES = {
   'tasks': (

@@ -117,7 +117,7 @@ def test_a_vocabulary_names_a_file_beside_it(name, work, model):
   )
   spec = {'kind': 'sentencepiece', 'file': name, 'extra_ids': 0}
   (work / 'b' / 'vocabulary' / 'spec.json').write_text(json.dumps(spec))
-  with pytest.raises(UserError, match='has the file'):
+  with pytest.raises(UserError, match='(has|names) the file'):
     api.load(work / 'b')
 
 

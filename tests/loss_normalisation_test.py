@@ -103,7 +103,7 @@ def test_a_step_follows_the_formula(
 
 
 def test_the_name_is_checked():
-  message = "'token'. Did you mean 'tokens'"
+  message = "'token'; .*Did you mean 'tokens'"
   with pytest.raises(UserError, match=message):
     TrainSettings(1, loss_normalisation='token')
   with pytest.raises(UserError, match=message):

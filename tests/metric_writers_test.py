@@ -12,9 +12,9 @@ from mhr_jax.train_settings import TrainSettings
 def test_a_writer_is_chosen_by_its_name():
   assert TrainSettings(steps=1).writers == ('tensorboard',)
   assert TrainSettings(steps=1, writers=['wandb']).writers == ('wandb',)
-  with pytest.raises(UserError, match="'wandbb'. Did you mean 'wandb'"):
+  with pytest.raises(UserError, match="'wandbb': .*Did you mean 'wandb'"):
     TrainSettings(steps=1, writers=('wandbb',))
-  with pytest.raises(UserError, match=r"a list: \['wandb'\]"):
+  with pytest.raises(UserError, match='a list is wanted'):
     TrainSettings(steps=1, writers='wandb')
 
 
