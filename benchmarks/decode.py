@@ -10,13 +10,17 @@ follows such a token differs).
 """
 
 from collections.abc import Sequence
-import pathlib
-import tempfile
 from typing import Any
 
 import numpy as np
 
-from benchmarks import machine, options, ours, results, rounds, weights
+from benchmarks import (
+  beside_peers,
+  machine,
+  options,
+  ours,
+  results,
+)
 from benchmarks.goals import Goal, judge
 from benchmarks.peers import peft_t5
 from benchmarks.setting import Setting
@@ -84,34 +88,14 @@ def check_tokens(facts: dict[str, Any]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
   """Runs the benchmark."""
-  made = options.parser(__doc__, rounds=8, times=1)
-  options.add_setting(made)
-  made.add_argument('--only', choices=('all', 'ours', 'peers'), default='all')
-  flags = made.parse_args(argv)
+  flags = beside_peers.read_flags(__doc__, argv, default_rounds=8)
   setting, where = options.read_setting(flags), machine.describe()
-  with tempfile.TemporaryDirectory() as folder:
-    weights.write_weights(pathlib.Path(folder), setting)
-    found = rounds.measure(
-      make_sides(setting, folder, flags.only),
-      rounds=flags.rounds,
-      times=flags.times,
-      seconds=flags.seconds,
-      check=check_tokens,
-    )
+  found = beside_peers.measure(flags, setting, make_sides, check_tokens)
   outcomes = judge(found, list_goals())
   count = f'{setting.batch_size} × {setting.target_length} tokens'
   results.print_works(found, f'{setting.model}, {count}')
   results.print_outcomes(outcomes)
-  results.write_json(
-    flags.json,
-    {
-      'benchmark': 'decode',
-      'machine': where,
-      'setting': setting.as_json(),
-      'flags': vars(flags),
-      **results.comparison_json(found, outcomes),
-    },
-  )
+  beside_peers.write_json('decode', flags, where, setting, found, outcomes)
 
 
 if __name__ == '__main__':

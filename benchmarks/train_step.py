@@ -11,18 +11,16 @@ are compared with the default, `sigmoid`.
 """
 
 from collections.abc import Sequence
-import pathlib
-import tempfile
 from typing import Any
 
 from benchmarks import (
+  beside_peers,
   machine,
   options,
   ours,
   products,
   results,
   rounds,
-  weights,
 )
 from benchmarks.goals import Goal, judge
 from benchmarks.peers import peft_t5
@@ -139,34 +137,14 @@ def print_products(found: rounds.Comparison) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
   """Runs the benchmark."""
-  made = options.parser(__doc__, rounds=5, times=1)
-  options.add_setting(made)
-  made.add_argument('--only', choices=('all', 'ours', 'peers'), default='all')
-  flags = made.parse_args(argv)
+  flags = beside_peers.read_flags(__doc__, argv, default_rounds=5)
   setting, where = options.read_setting(flags), machine.describe()
-  with tempfile.TemporaryDirectory() as folder:
-    weights.write_weights(pathlib.Path(folder), setting)
-    found = rounds.measure(
-      make_sides(setting, folder, flags.only),
-      rounds=flags.rounds,
-      times=flags.times,
-      seconds=flags.seconds,
-      check=check_losses,
-    )
+  found = beside_peers.measure(flags, setting, make_sides, check_losses)
   outcomes = judge(found, list_goals(setting.rank))
   results.print_works(found, f'{setting.model}, rank {setting.rank}')
   print_products(found)
   results.print_outcomes(outcomes)
-  results.write_json(
-    flags.json,
-    {
-      'benchmark': 'train_step',
-      'machine': where,
-      'setting': setting.as_json(),
-      'flags': vars(flags),
-      **results.comparison_json(found, outcomes),
-    },
-  )
+  beside_peers.write_json('train_step', flags, where, setting, found, outcomes)
 
 
 if __name__ == '__main__':
