@@ -19,7 +19,7 @@ from mhr_jax.model import Params, RoutedT5
 from mhr_jax.t5 import parameters
 
 BACKBONE, MHR, LORA = 'backbone', 'mhr', 'lora'
-_B_SCALE = 0.05
+_B_SCALE = 0.2
 
 
 def write_weights(

@@ -148,12 +148,6 @@ def add_plan_flags(command: argparse.ArgumentParser) -> None:
     help='how many tasks there are, since no data is read; default: 64',
   )
   command.add_argument(
-    '--backbone_dtype',
-    choices=('float32', 'bfloat16'),
-    default='float32',
-    help='of the frozen backbone where it is stored; default: float32',
-  )
-  command.add_argument(
     '--shapes_only',
     action='store_true',
     help='what lies on a device and arithmetic alone; compiles nothing',

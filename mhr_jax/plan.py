@@ -84,7 +84,6 @@ def build_setup(
   mix_in: MixIn = 'auto',
   *,
   n_tasks: int,
-  backbone_dtype: str = 'float32',
 ) -> tuple[Setup, MixIn]:
   """Returns what is trained, of the arguments of `train.train` that say it.
 
@@ -97,7 +96,6 @@ def build_setup(
     optimizer: how parameters move.
     mix_in: see `RoutedT5`.
     n_tasks: how many tasks there are: no data is read.
-    backbone_dtype: of the frozen backbone where it is stored.
 
   Raises:
     UserError: settings do not fit each other.
@@ -111,7 +109,6 @@ def build_setup(
     mixture=mixture,
     settings=settings,
     optimizer=optimizer or OptimizerSettings(),
-    backbone_dtype=backbone_dtype,
   )
   return setup, mix_in
 

@@ -22,7 +22,6 @@ class PlanOptions(Protocol):
   batch: Sequence[int]
   mix_in: Sequence[MixIn]
   n_tasks: int
-  backbone_dtype: str
   shapes_only: bool
   json: str | None
 
@@ -42,7 +41,6 @@ def plan(configuration: Configuration, options: PlanOptions) -> None:
   setup, mix_in = configuration.lend(train.train, planning.build_setup).call(
     planning.build_setup,
     n_tasks=options.n_tasks,
-    backbone_dtype=options.backbone_dtype,
   )
   target = plan_devices.open_target(topology)
   candidates = planning.choose_candidates(

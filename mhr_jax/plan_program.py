@@ -40,7 +40,6 @@ class Setup:
     mixture: of it the batch's size and lengths.
     settings: of training.
     optimizer: how parameters move.
-    backbone_dtype: of the frozen backbone where it is stored.
   """
 
   method: Method
@@ -49,7 +48,6 @@ class Setup:
   mixture: MixtureSettings
   settings: TrainSettings
   optimizer: OptimizerSettings
-  backbone_dtype: str = 'float32'
 
   @property
   def trains(self) -> tuple[str, ...]:
@@ -59,13 +57,7 @@ class Setup:
   @functools.cached_property
   def params(self) -> dict[str, Any]:
     """The shapes of all parameters, as a run holds them."""
-    params = RoutedT5(self.backbone, self.adapters).abstract_params()
-    if 'backbone' not in self.trains:
-      dtype = jnp.dtype(self.backbone_dtype)
-      params['backbone'] = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, dtype), params['backbone']
-      )
-    return params
+    return RoutedT5(self.backbone, self.adapters).abstract_params()
 
 
 @dataclasses.dataclass(frozen=True)

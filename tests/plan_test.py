@@ -108,6 +108,15 @@ def test_shapes_alone_need_no_compiler(tmp_path, capsys):
   assert found[0]['bytes']['backbone'] == 4_310_016 * 4
 
 
+def test_the_backbone_is_planned_as_it_is_stored(tmp_path):
+  path = tmp_path / 'plan.json'
+  argv = [*_TINY, '--topology=cpu:8', '--mesh=8x1', '--shapes_only']
+  halved = '--gin.t5_config.storage="bfloat16"'
+  assert cli.main(['plan', *argv, halved, f'--json={path}']) == 0
+  found = json.loads(path.read_text())['candidates']
+  assert found[0]['bytes']['backbone'] == 4_310_016 * 2
+
+
 def test_files_of_no_training_run_are_refused(capsys):
   argv = ['--gin_file=runs/evaluate.gin', '--topology=cpu:8']
   assert cli.main(['plan', *argv, '--gin.TASKS="a"', '--gin.RUN_DIR="b"']) == 2
