@@ -7,7 +7,6 @@ import setuptools
 _CORE = [
   'absl-py>=2.1',
   'array_record>=0.8.1',
-  'clu>=0.0.12',
   'etils[epath,epy]>=1.12',
   'flatbuffers>=24.3',
   'flax>=0.12,<0.13',
@@ -18,7 +17,6 @@ _CORE = [
   'jaxtyping>=0.3',
   'jinja2>=3.1',
   'matplotlib>=3.9',
-  'msgpack>=1.1',
   'numpy>=2.0',
   'optax>=0.2.6,<0.3',
   'orbax-checkpoint>=0.12,<0.13',
@@ -42,7 +40,7 @@ _EXTRAS = {
     'tensorflow-text>=2.21',
   ],
   # What a checkout of google-research/t5x imports beside ours and `data`.
-  't5x': ['cached-property>=2', 'fiddle>=0.3.1'],
+  't5x': ['cached-property>=2', 'clu>=0.0.12', 'fiddle>=0.3.1'],
   'interop': [
     'nano-moe-jax==0.1.0',
     'peft>=0.21',

@@ -304,6 +304,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     side = part.make(found) if left > part.least_seconds else None
     if side is None:
       found[part.name] = {'skipped': f'{max(left, 0):.0f} s were left'}
+      results.write_json(flags.json, content)
       continue
     found[part.name] = run_part(side, left)
     print(_tell(part.name, found[part.name]), flush=True)

@@ -20,6 +20,7 @@ from benchmarks.prepared import write_tasks
 from benchmarks.setting import Setting
 from benchmarks.sides import Side
 from benchmarks.summaries import compare
+from mhr_jax.errors import UserError
 
 _GOAL = 10.0
 _STEP = 'training'
@@ -120,6 +121,8 @@ def _sources(
   flags: Any, setting: Setting, folder: str
 ) -> dict[str, tuple[str, str | list[str]]]:
   """Returns what is read: what the flags name, or tasks that it writes."""
+  if bool(flags.data_dir) != bool(flags.tasks):
+    raise UserError('--data_dir and --tasks go together: name both, or none.')
   if flags.data_dir:
     tasks = flags.tasks[0] if len(flags.tasks) == 1 else flags.tasks
     return {' '.join(flags.tasks): (flags.data_dir, tasks)}

@@ -21,6 +21,7 @@ from typing import Any, get_args
 import jax
 import numpy as np
 
+from benchmarks import options
 from mhr_jax import evaluation, partitioning, run_folder, train
 from mhr_jax.adapters import AdapterConfig
 from mhr_jax.data import ordered, records
@@ -39,28 +40,28 @@ _WIDTHS = {'input_length': 10, 'target_length': 7}
 _GIB = 2**30
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
   """Measures, prints a table and writes JSON."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('study', type=pathlib.Path, help="the quick start's")
   parser.add_argument('--data_dir', default='data_cache')
   parser.add_argument('--steps', type=int, default=600, help='of training anew')
   parser.add_argument('--json', type=pathlib.Path)
-  options = parser.parse_args()
+  flags = parser.parse_args(argv)
   data = TaskData(
     'skills_train_id',
-    data_dir=options.data_dir,
+    data_dir=flags.data_dir,
     modules=(TaskModule('mhr_jax.tasks.skills'),),
   )
   found: dict[str, Any] = {'bytes': measure_bytes()}
-  found['rounded afterwards'] = measure_rounding(options.study, data)
+  found['rounded afterwards'] = measure_rounding(flags.study, data)
   found['trained over it'] = {
-    kind: measure_training(options.study, data, kind, options.steps)
+    kind: measure_training(flags.study, data, kind, flags.steps)
     for kind in STORAGES
   }
   print(to_text(found))
-  if options.json:
-    options.json.write_text(json.dumps(found, indent=1) + '\n')
+  if flags.json:
+    flags.json.write_text(json.dumps(found, indent=1) + '\n')
 
 
 def measure_rounding(
@@ -188,4 +189,4 @@ def to_text(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
 
 
 if __name__ == '__main__':
-  main()
+  options.run(main)

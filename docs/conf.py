@@ -16,11 +16,12 @@ exclude_patterns = ['figures']
 html_theme = 'furo'
 html_title = f'mhr_jax {version}'
 html_copy_source = False
+html_show_copyright = False
 
 # Commands, files and shapes as well as Python stand in our indented blocks.
 highlight_language = 'none'
 myst_heading_anchors = 3
-# `make test-slow` executes the notebooks; pages show what they stored.
+# `make test-nightly` executes the notebooks; pages show what they stored.
 nb_execution_mode = 'off'
 
 napoleon_google_docstring = True

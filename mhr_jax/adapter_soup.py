@@ -13,8 +13,6 @@ takes is not in released code: `n_nearest` is ours.
 
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
-import hashlib
-import json
 import logging
 from typing import Any, Literal, Protocol
 
@@ -24,10 +22,16 @@ from jax import numpy as jnp
 from jaxtyping import Float, Float32, PyTree
 import numpy as np
 
-from mhr_jax import adapters, checksums, methods, task_embeddings
+from mhr_jax import (
+  adapters,
+  checksums,
+  methods,
+  run_files,
+  task_embeddings,
+)
 from mhr_jax.data import few_shot, ordered, records
 from mhr_jax.data.ordered import EvalBatch, ExampleSource
-from mhr_jax.errors import UserError, nearest
+from mhr_jax.errors import UserError
 from mhr_jax.model import RoutedT5
 from mhr_jax.setting_checks import check_fields
 from mhr_jax.task_embeddings import Space, TaskEmbeddings, Tokens, Vector
@@ -326,8 +330,7 @@ def _made_from(
   if settings.space == 'backbone':
     facts['backbone'] = checksums.checksum(run.params['backbone'])
     facts['config'] = dataclasses.asdict(run.model.config)
-  text = json.dumps(facts, sort_keys=True)
-  return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+  return run_files.digest(facts)
 
 
 def _draw_inputs(

@@ -302,7 +302,7 @@ class Model:
 
     * 'native': the adapters alone; a bare backbone, with its vocabulary.
     * 't5x': a T5X checkpoint; of one task as 'hf', of all of them unfused.
-    * 'stablehlo': programs that jax alone runs.
+    * 'stablehlo': programs that run with JAX, NumPy and flatbuffers alone.
 
     Of all tasks:
 

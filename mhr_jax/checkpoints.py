@@ -412,11 +412,13 @@ def explained(what: str) -> Iterator[None]:
     DamagedError: instead of what Orbax raises where files are not as written.
   """
   report = sys.unraisablehook
-  sys.unraisablehook = functools.partial(_report, report)
+  if getattr(report, 'func', None) is not _report:
+    sys.unraisablehook = functools.partial(_report, report)
   try:
     yield
     sys.unraisablehook = report
   except _UNREADABLE as error:
+    # The hook stays: what was given up reports itself some time later.
     raise DamagedError(
       f'{what} cannot be read: {_reason(error)}. It was cut short, altered or'
       ' not copied with the rest: copy it again.'

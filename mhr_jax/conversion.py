@@ -13,7 +13,6 @@ from etils import epath
 from mhr_jax import (
   api,
   backbones,
-  checkpoints,
   loading,
   run_folder,
   saving,
@@ -230,8 +229,8 @@ def _look_at(
     return LoadedModel(bundle.model, {}, bundle.task_table)
   config, where, step = reading.get('config'), None, 0
   if kind == 'run':
-    where, steps = source, checkpoints.committed_steps(source)
-    step = reading.get('step') or max(steps, default=0)
+    where = epath.Path(source)
+    step = run_folder.find_step(where, reading.get('step'))
   elif kind == 't5x' and t5x_routed.read_model(source) is not None:
     where = t5x_routed.find_description(source)
     with t5x_files.open_part(source, 'state') as state:

@@ -133,16 +133,6 @@ def score_set(
   return float(np.mean(METRICS[name](predictions, references)))
 
 
-def score(
-  predictions: Sequence[str],
-  references: Sequence[Sequence[str]],
-  *,
-  metrics: Sequence[str] = ('exact_match', 'rouge_l'),
-) -> dict[str, float]:
-  """Returns each metric of a set by name."""
-  return {name: score_set(name, predictions, references) for name in metrics}
-
-
 @functools.cache
 def _rouge_scorer():
   # Imported late: its stemmer brings nltk, which few runs need.

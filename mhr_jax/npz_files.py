@@ -1,9 +1,10 @@
-"""NumPy's .npz files, read without trust in what their headers promise.
+"""NumPy's .npz files: written whole, and read without trust in their headers.
 
 An array's header says its shape, and NumPy makes room for that before it
 reads. Here the header is compared with the bytes that there are.
 """
 
+from collections.abc import Mapping
 import io
 import math
 import zipfile
@@ -12,9 +13,23 @@ import zlib
 from etils import epath
 import numpy as np
 
+from mhr_jax import run_files
 from mhr_jax.errors import UserError
 
 _SUFFIX = '.npy'
+
+
+def write_arrays(
+  path: epath.PathLike, arrays: Mapping[str, np.ndarray]
+) -> None:
+  """Writes arrays by name, compressed; a reader never sees half of them.
+
+  Raises:
+    UserError: the file cannot be written.
+  """
+  buffer = io.BytesIO()
+  np.savez_compressed(buffer, allow_pickle=False, **arrays)
+  run_files.write_bytes(path, buffer.getvalue())
 
 
 def read_arrays(path: epath.PathLike, what: str) -> dict[str, np.ndarray]:

@@ -55,11 +55,6 @@ class Flops:
   again: float
 
   @property
-  def needed(self) -> float:
-    """Without what is done again."""
-    return self.total - self.again
-
-  @property
   def total(self) -> float:
     """All that a step does."""
     return sum(dataclasses.asdict(self).values())

@@ -25,11 +25,10 @@ def to_tables(
 ) -> list[Table]:
   """Returns what a plan found: memory, collectives, time."""
   exact = _OPTIMISATION if target.is_exact else ''
-  return [
-    _memory_table(target, results, note=exact),
-    _collective_table(results),
-    _time_table(setup, target, results),
-  ]
+  tables = [_memory_table(target, results, note=exact)]
+  if any(each.program.is_compiled for each in results):
+    tables.append(_collective_table(results))
+  return [*tables, _time_table(setup, target, results)]
 
 
 def _way(result: Result) -> tuple[str, str, str]:
@@ -178,8 +177,18 @@ def print_plan(
   for note in dict.fromkeys(n for each in results for n in each.program.notes):
     say(note)
   say(best_line(results))
-  if target.note:
-    say(target.note)
+  if note := _say_unknown(target, results):
+    say(note)
+
+
+def _say_unknown(target: Target, results: Sequence[Result]) -> str:
+  """Says what the plan cannot tell; '' where it tells everything."""
+  if any(each.program.is_compiled for each in results):
+    return target.note
+  return (
+    'Nothing was compiled: temporaries, collectives and so whether a step fits'
+    ' are not known.'
+  )
 
 
 def summary_line(setup: Setup, target: Target, n_tasks: int) -> str:
@@ -207,7 +216,7 @@ def to_json(
     'topology': str(target.topology),
     'compiled_for': target.devices[0].device_kind,
     'exact': target.is_exact,
-    'note': target.note,
+    'note': _say_unknown(target, results),
     'trains': list(setup.trains),
     'best': None if best is None else dataclasses.asdict(best.candidate),
     'candidates': [_result_json(each) for each in results],
@@ -216,6 +225,7 @@ def to_json(
 
 def _result_json(result: Result) -> Mapping[str, Any]:
   program = result.program
+  is_known = program.is_compiled and not program.refused
   sums = sum_collectives(program.collectives)
   return {
     **dataclasses.asdict(result.candidate),
@@ -224,13 +234,15 @@ def _result_json(result: Result) -> Mapping[str, Any]:
     'collectives': {
       kind: {'count': count, 'sent_bytes': int(size)}
       for kind, (count, size) in sums.items()
-    },
+    }
+    if is_known
+    else None,
     'flops': dataclasses.asdict(result.flops),
     'seconds': {
       'arithmetic': result.compute_seconds,
       'memory': result.memory_seconds,
-      'network': result.network_seconds,
-      'bound': result.step_seconds,
+      'network': result.network_seconds if is_known else None,
+      'bound': result.step_seconds if is_known else None,
     },
     'tokens': result.tokens,
     'compile_seconds': round(program.seconds, 1),

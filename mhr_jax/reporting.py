@@ -26,11 +26,10 @@ import jax
 from mhr_jax import json_text, run_files
 from mhr_jax.errors import UserError
 from mhr_jax.metric_writers import MetricWriter, Writer, open_writer
-from mhr_jax.model_card import ParameterRow as ParameterRow
 from mhr_jax.model_card import RunDescription as RunDescription
 from mhr_jax.model_card import model_card
 from mhr_jax.model_card import parameter_rows as parameter_rows
-from mhr_jax.progress import Progress as Progress
+from mhr_jax.progress import Progress
 
 FORMAT_VERSION = 1
 

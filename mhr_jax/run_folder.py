@@ -307,7 +307,7 @@ def open_run(
   """
   run_dir = checkpoints.absolute(run_dir)
   model = read_model(run_dir)
-  step = _find_step(run_dir, step)
+  step = find_step(run_dir, step)
   kept = checkpoints.read_metadata(run_dir, step).get('frozen', {})
   dtype = backbone_dtype if 'backbone' in kept else None
   labels = tuple(model.abstract_params())
@@ -317,8 +317,12 @@ def open_run(
   )
 
 
-def _find_step(run_dir: epath.Path, step: int | None) -> int:
-  """Returns the committed step that is asked for, the last one by default."""
+def find_step(run_dir: epath.Path, step: int | None) -> int:
+  """Returns the committed step that is asked for, the last one by default.
+
+  Raises:
+    UserError: there is none.
+  """
   steps = checkpoints.committed_steps(run_dir)
   if not steps or (step is not None and step not in steps):
     listed = ', '.join(map(str, steps)) or 'none'
@@ -348,7 +352,7 @@ def load_run(
   """
   run_dir = checkpoints.absolute(run_dir)
   model = read_model(run_dir)
-  step = _find_step(run_dir, step)
+  step = find_step(run_dir, step)
   kept = checkpoints.read_metadata(run_dir, step).get('frozen', {})
   frozen.check_frozen(run_dir, kept)
   dtype = backbone_dtype if 'backbone' in kept else None

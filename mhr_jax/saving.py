@@ -435,4 +435,6 @@ def _save_programs(
     vocabulary=loaded.vocabulary,
     task_id=chosen,
   )
-  return Saved(str(path), 'programs and weights, to run with jax alone')
+  return Saved(
+    str(path), 'programs and weights, to run with JAX, NumPy and flatbuffers'
+  )

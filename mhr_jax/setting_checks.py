@@ -95,16 +95,6 @@ def check_count(name: str, value: Any, *, least: int = 1) -> None:
     _check(name, value, int, _Bounds(least))
 
 
-def check_finite(name: str, value: Any) -> None:
-  """Checks an argument that is any number; None passes.
-
-  Raises:
-    SettingError: it is no number, or not finite.
-  """
-  if value is not None:
-    _check(name, value, float, _Bounds())
-
-
 @dataclasses.dataclass(frozen=True)
 class _Bounds:
   """Which numbers a field may have; None for no bound."""

@@ -17,7 +17,6 @@ encoder's states a good sentence embedding without training; Weinberger et al.
 from collections.abc import Iterable, Mapping
 import dataclasses
 import functools
-import io
 from typing import Any, Literal, Protocol
 
 from etils import epath
@@ -26,7 +25,7 @@ from jax import numpy as jnp
 from jaxtyping import Float, Float32, Int32
 import numpy as np
 
-from mhr_jax import evaluation, npz_files, run_files
+from mhr_jax import evaluation, npz_files
 from mhr_jax.data import mixing
 from mhr_jax.data.batching import PAD
 from mhr_jax.errors import UserError, nearest
@@ -262,9 +261,9 @@ def save_embeddings(
   arrays = {'tasks': np.array(found.tasks), 'vectors': found.vectors}
   if isinstance(found.embedder, TextEmbedder):
     arrays['idf'] = found.embedder.idf
-  buffer = io.BytesIO()
-  np.savez_compressed(buffer, made_from=_stamp(made_from), **arrays)
-  run_files.write_bytes(path, buffer.getvalue())
+  npz_files.write_arrays(
+    path, {'made_from': np.array(_stamp(made_from)), **arrays}
+  )
 
 
 def load_embeddings(

@@ -233,7 +233,7 @@ class TrainStep:
       )
 
   def _on_mesh(self) -> contextlib.AbstractContextManager[Any]:
-    """Sets the mesh that `partitioning.constrain` pins activations to."""
+    """Sets the mesh that `placement.constrain` pins activations to."""
     if self._mesh is None or self._mesh.size == 1:
       return contextlib.nullcontext()
     return jax.set_mesh(self._mesh)

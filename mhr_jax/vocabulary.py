@@ -251,11 +251,6 @@ def from_spec(spec: Mapping[str, Any], folder: epath.PathLike) -> Vocabulary:
   kind, extra_ids = spec.get('kind'), spec.get('extra_ids', 0)
   if kind == 'sentencepiece':
     name = spec.get('file')
-    if not isinstance(name, str) or epath.Path(name).name != name:
-      raise UserError(
-        f'The vocabulary beside {folder} has the file {name!r}; the name of a'
-        ' file in that folder is wanted.'
-      )
     where = f'The vocabulary in {folder}'
     path = file_names.path_inside(folder, name, where=where)
     vocabulary = SentencePieceVocabulary(path, extra_ids)

@@ -232,8 +232,10 @@ def test_export_takes_a_step_and_names(tmp_path, capsys):
   assert '; step 7' in capsys.readouterr().out
   assert (tmp_path / 'new' / 'checkpoint_7').exists()
   argv[2] = tmp_path / 'other'
-  assert cli.main([*map(str, argv), '--step=8']) == 2
-  assert '8' in capsys.readouterr().err
+  for step in ('8', '0'):
+    for dry in ([], ['--dry_run']):
+      code = cli.main([*map(str, argv), f'--step={step}', *dry])
+      assert (code, step in capsys.readouterr().err) == (2, True)
 
 
 def test_export_is_for_runs(folders, tmp_path, capsys):

@@ -51,9 +51,11 @@ def test_rouge_l_stems_and_ignores_case_and_punctuation():
   np.testing.assert_allclose(scores, [100])
 
 
-def test_score_is_the_mean_of_each_metric():
-  scores = metrics.score(['a', 'b c'], [['a'], ['b d']])
-  assert scores == {'exact_match': 50, 'rouge_l': 75}
+@pytest.mark.parametrize(
+  ('name', 'mean'), [('exact_match', 50), ('rouge_l', 75)]
+)
+def test_of_a_set_an_instance_metric_is_its_mean(name, mean):
+  assert metrics.score_set(name, ['a', 'b c'], [['a'], ['b d']]) == mean
 
 
 @pytest.mark.parametrize('references', [[['a']], [['a'], []], [['a'], 'b']])

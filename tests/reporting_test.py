@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import pytest
 from rich import console as rich_console
 
+from mhr_jax import progress as progress_lib
 from mhr_jax import reporting, run_files
 from mhr_jax.errors import UserError
 from mhr_jax.task_table import TaskTable
@@ -105,7 +106,9 @@ def _console(*, terminal: bool) -> tuple[rich_console.Console, io.StringIO]:
 
 def test_without_a_terminal_progress_is_lines():
   console, text = _console(terminal=False)
-  with reporting.Progress(40, console=console, every_seconds=1e6) as progress:
+  with progress_lib.Progress(
+    40, console=console, every_seconds=1e6
+  ) as progress:
     for step in range(1, 41):
       progress.update(step, loss=1.0 / step, examples=8, tokens=2_000)
   first, last = text.getvalue().splitlines()
@@ -117,7 +120,7 @@ def test_without_a_terminal_progress_is_lines():
 
 def test_on_a_terminal_progress_is_a_bar():
   console, text = _console(terminal=True)
-  with reporting.Progress(4, console=console) as progress:
+  with progress_lib.Progress(4, console=console) as progress:
     assert '0/4  starting' in text.getvalue()
     progress.update(4, loss=0.5)
   assert '4/4  loss 0.5' in text.getvalue()
@@ -125,7 +128,7 @@ def test_on_a_terminal_progress_is_a_bar():
 
 def test_progress_of_other_processes_is_silent():
   console, text = _console(terminal=False)
-  with reporting.Progress(2, console=console, enabled=False) as progress:
+  with progress_lib.Progress(2, console=console, enabled=False) as progress:
     progress.update(2, loss=0.5, examples=3)
   assert text.getvalue() == ''
   assert progress.examples_per_second > 0
@@ -175,7 +178,7 @@ def test_run_folder_explains_itself(tmp_path):
 
 def test_run_log_shows_and_writes(tmp_path):
   console, text = _console(terminal=False)
-  progress = reporting.Progress(100, console=console, every_seconds=0)
+  progress = progress_lib.Progress(100, console=console, every_seconds=0)
   with reporting.RunLog(tmp_path, 100, progress=progress) as log:
     log.say('Starting.')
     log(50, {'train/loss': 2.0, 'train/examples': 9, 'train/seconds_left': 65})

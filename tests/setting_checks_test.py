@@ -19,7 +19,7 @@ from mhr_jax.evaluation import EvaluationSettings
 from mhr_jax.few_shot import FewShotSettings
 from mhr_jax.jobs import HeldBackSettings
 from mhr_jax.optim import OptimizerSettings, PerLabel
-from mhr_jax.setting_checks import check_count, check_fields, check_finite
+from mhr_jax.setting_checks import check_count, check_fields
 from mhr_jax.t5.config import T5Config
 from mhr_jax.t5.decoding import DecodingSettings
 import toy_text
@@ -117,5 +117,3 @@ def test_arguments_are_checked_by_the_name_that_is_given():
   check_count('limit', 3)
   with pytest.raises(UserError, match='limit is 0; at least 1'):
     check_count('limit', 0)
-  with pytest.raises(UserError, match='alpha is inf; a finite number'):
-    check_finite('alpha', math.inf)

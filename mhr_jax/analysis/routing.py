@@ -6,7 +6,6 @@ adapted linear.
 """
 
 from collections.abc import Mapping
-import io
 from typing import Any
 
 from etils import epath
@@ -157,14 +156,9 @@ def save_routing(
         f'The weights of {path} are of {w.shape[1]} tasks, the task table has'
         f' {len(tasks)}.'
       )
-  buffer = io.BytesIO()
-  arrays: dict[str, Any] = {
-    path: np.asarray(w, np.float32) for path, w in weights.items()
-  }
+  arrays = {path: np.asarray(w, np.float32) for path, w in weights.items()}
   arrays[_TASKS] = np.array(tasks.to_json())
-  np.savez_compressed(buffer, **arrays)
-  epath.Path(folder).mkdir(parents=True, exist_ok=True)
-  (epath.Path(folder) / ROUTING_FILE).write_bytes(buffer.getvalue())
+  npz_files.write_arrays(epath.Path(folder) / ROUTING_FILE, arrays)
 
 
 def load_routing(

@@ -1,7 +1,6 @@
 """How alike the skills of an inventory have become, from parameters alone."""
 
 from collections.abc import Mapping
-import io
 from typing import Any
 
 from etils import epath
@@ -72,13 +71,8 @@ def mean_cosine(
 
 def save_skills(folder: epath.PathLike, found: Similarities) -> None:
   """Writes `skills.npz`."""
-  buffer = io.BytesIO()
-  arrays: dict[str, Any] = {
-    path: cosines.astype(np.float32) for path, cosines in found.items()
-  }
-  np.savez_compressed(buffer, **arrays)
-  epath.Path(folder).mkdir(parents=True, exist_ok=True)
-  (epath.Path(folder) / SKILLS_FILE).write_bytes(buffer.getvalue())
+  arrays = {path: cosines.astype(np.float32) for path, cosines in found.items()}
+  npz_files.write_arrays(epath.Path(folder) / SKILLS_FILE, arrays)
 
 
 def load_skills(folder: epath.PathLike) -> Similarities | None:

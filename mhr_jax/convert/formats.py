@@ -5,13 +5,12 @@ nothing at all, is an error that says what was found and what was looked for.
 """
 
 from collections.abc import Callable
-import re
 from typing import Literal, NamedTuple
 
 from etils import epath
 
 from mhr_jax import adapter_folder, checkpoints, frozen, run_folder
-from mhr_jax.convert import hf_t5, peft_files, t5x
+from mhr_jax.convert import hf_t5, mttl, peft_files, t5x
 from mhr_jax.errors import UserError, nearest
 
 Format = Literal['run', 'backbone', 'hf', 't5x', 'adapter', 'peft', 'mttl']
@@ -19,11 +18,6 @@ Format = Literal['run', 'backbone', 'hf', 't5x', 'adapter', 'peft', 'mttl']
 _SHOWN = 6
 # How files of torch begin: as zip files, and in early versions as pickles.
 _TORCH_BEGINS = (b'PK\x03\x04', b'\x80')
-_MTTL_FILES = ('*.ckpt', '*.pt', '*.pth', '*.safetensors')
-# Parts of the other formats: where one lies, something beside it is missing.
-_PARTS = re.compile(
-  r'((adapter_)?model|adapter)\b.*\.safetensors|.*\.(bin|npz)'
-)
 
 
 class Description(NamedTuple):
@@ -94,11 +88,9 @@ def _is_run(path: epath.Path) -> bool:
 
 
 def _is_mttl(path: epath.Path) -> bool:
-  if path.is_dir():
-    files = (file for pattern in _MTTL_FILES for file in path.glob(pattern))
-    return any(not _PARTS.fullmatch(file.name) for file in files)
-  if _PARTS.fullmatch(path.name):
-    return False
+  files = mttl.list_files(path)
+  if path.is_dir() or not files:
+    return bool(files)
   with path.open('rb') as file:
     begin = file.read(4)
   return path.suffix == '.safetensors' or begin.startswith(_TORCH_BEGINS)

@@ -8,6 +8,7 @@ mttl/models/adapters.py and mttl/models/modifiers (poly.py, routing.py).
 
 from collections.abc import Callable, Iterator, Mapping
 import logging
+import re
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -47,6 +48,10 @@ _KINDS = {
   'selector.module_probs': _UNIFORM,
 }
 _PATTERNS = ('*.ckpt', '*.pt', '*.pth', '*.safetensors')
+# Parts of other formats: where one lies, something beside it is missing.
+_PARTS = re.compile(
+  r'((adapter_)?model|adapter)\b.*\.safetensors|.*\.(bin|npz)'
+)
 # Names that transformers' T5 has for one table that is tied.
 _TIED = (
   'encoder.embed_tokens.weight',
@@ -144,10 +149,19 @@ def _list_remarks(
     )
 
 
+def list_files(path: epath.Path) -> list[epath.Path]:
+  """Returns the files of mttl's kinds that lie at a path, or are it."""
+  if path.is_dir():
+    found = sorted(file for x in _PATTERNS for file in path.glob(x))
+  else:
+    found = [path]
+  return [file for file in found if not _PARTS.fullmatch(file.name)]
+
+
 def _find_file(path: epath.Path) -> epath.Path:
   if not path.is_dir():
     return path
-  files = sorted(file for x in _PATTERNS for file in path.glob(x))
+  files = list_files(path)
   if len(files) != 1:
     raise UserError(
       f'{path} has {len(files)} files of the kinds {", ".join(_PATTERNS)}. Name'

@@ -74,7 +74,7 @@ def folder_lock(
   while not _take(path, token):
     waited = True
     if watch.is_stale():
-      _remove(path)
+      _remove(path, watch.token)
     elif while_held == 'refuse' and watch.is_alive():
       raise LockHeld(
         f'Another process ({watch.owner}) holds {path}.', watch.owner
@@ -97,8 +97,7 @@ def folder_lock(
   finally:
     stop.set()
     beat.join()
-    if _read(path).get('token') == token:
-      _remove(path)
+    _remove(path, token)
 
 
 class _Watch:
@@ -114,6 +113,10 @@ class _Watch:
   @property
   def owner(self) -> str:
     return f'{self._last.get("host", "?")}, pid {self._last.get("pid", "?")}'
+
+  @property
+  def token(self) -> str | None:
+    return self._last.get('token')
 
   def is_stale(self) -> bool:
     now = _read(self._path)
@@ -143,7 +146,7 @@ def _take(path: epath.Path, token: str) -> bool:
   except FileNotFoundError:  # given up as stale at this very moment
     return False
   except OSError:  # no room, say
-    _remove(path)
+    _remove(path, None)
     raise
   return _read(path).get('token') == token
 
@@ -182,15 +185,26 @@ def _read(path: epath.Path) -> dict:
     return {}
 
 
-def _remove(path: epath.Path) -> None:
-  """Frees a lock; of several processes that try, one renames the folder."""
+def _remove(path: epath.Path, token: str | None) -> None:
+  """Frees the lock of one owner; of several that try, one renames the folder.
+
+  Args:
+    path: the lock's folder.
+    token: the owner's, None where it wrote none. Where it is another's by now,
+      since somebody else gave up the stale one and took it, it is put back.
+  """
+  if _read(path).get('token') != token:
+    return
   if run_files.is_remote(path):
     path.rmtree(missing_ok=True)
     return
   freed = path.parent / f'{path.name}.{uuid.uuid4().hex}.freed'
   with contextlib.suppress(OSError):
     path.rename(freed)
-    freed.rmtree()
+    if _read(freed).get('token') != token:
+      freed.rename(path)
+    else:
+      freed.rmtree()
 
 
 @functools.cache

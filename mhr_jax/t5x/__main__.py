@@ -2,7 +2,7 @@
 
 Runs T5X's own main, unchanged, as the program: gin files that say
 `import __main__ as train_script` find what they expect. The flags are T5X's,
-and `--distributed[=ADDRESS,COUNT,INDEX]` as of `mhr-jax train`: T5X's main
+and `--distributed[=ADDRESS:PORT,COUNT,INDEX]` as of `mhr-jax train`: T5X's main
 joins no processes by itself.
 """
 

@@ -138,9 +138,7 @@ class RoutedOptimizer(optimizers.OptimizerDef):
     states = jax.tree_util.tree_map_with_path(one, optimizer.state.param_states)
     return optimizers.Optimizer(
       optimizer.optimizer_def,
-      optimizers.OptimizerState(
-        None, states
-      ),  # pytype: disable=wrong-arg-types
+      optimizers.OptimizerState(None, states),
       param_logical_axes,
     )
 

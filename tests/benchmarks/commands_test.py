@@ -1,4 +1,4 @@
-"""Every benchmark as a command, on shapes of no interest."""
+"""The benchmarks as commands, on shapes of no interest."""
 
 import json
 import math

@@ -203,6 +203,9 @@ def test_a_folder_with_one_file(tmp_path):
   tensors = mttl_checkpoints.to_state_dict(bundle)
   write(tmp_path, tensors)
   assert_same_params(mttl.read_adapter(tmp_path, BACKBONE), bundle)
+  # A backbone beside it is not mttl's.
+  tensor_files.write_tensors(tmp_path / 'model.safetensors', tensors)
+  assert_same_params(mttl.read_adapter(tmp_path, BACKBONE), bundle)
   tensor_files.write_tensors(tmp_path / 'other.safetensors', tensors)
   with pytest.raises(UserError, match='has 2 files .* Name the one'):
     mttl.read_adapter(tmp_path, BACKBONE)

@@ -127,3 +127,17 @@ def test_a_process_id_that_came_back_is_no_owner(tmp_path):
   (tmp_path / 'left').rename(lock)
   with folder_lock.folder_lock(lock, while_held='refuse') as how:
     assert how == 'after waiting'
+
+
+def test_giving_up_one_owners_lock_leaves_that_of_the_next(tmp_path):
+  path = tmp_path / 'lock'
+  with folder_lock.folder_lock(path):
+    # Another process found the one before stale, and comes too late.
+    folder_lock._remove(path, 'that of the owner before')
+    assert path.exists()
+    with (
+      pytest.raises(UserError),
+      folder_lock.folder_lock(path, while_held='refuse'),
+    ):
+      pass
+  assert not path.exists()
