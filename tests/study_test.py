@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -177,10 +178,16 @@ def _files(folder: pathlib.Path) -> dict[str, bytes]:
   }
 
 
-def _start(*arguments) -> subprocess.Popen:
+def _start(data_dir: pathlib.Path, folder: pathlib.Path) -> subprocess.Popen:
+  """Starts a study; all starts share what they compiled."""
   return subprocess.Popen(
-    [sys.executable, toy_study.__file__, *map(str, arguments)],
+    [sys.executable, toy_study.__file__, str(data_dir), str(folder)],
     stdout=subprocess.DEVNULL,
+    env={
+      **os.environ,
+      'JAX_COMPILATION_CACHE_DIR': str(folder.parent / 'compiled'),
+      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    },
   )
 
 
