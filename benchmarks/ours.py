@@ -21,6 +21,7 @@ from benchmarks.setting import Setting
 from benchmarks.works import Run, Works
 from mhr_jax import methods, optim, train_state
 from mhr_jax.adapters import AdapterConfig
+from mhr_jax.errors import UserError
 from mhr_jax.model import Params, RoutedT5
 from mhr_jax.t5 import network
 from mhr_jax.t5.decoding import DecodingSettings
@@ -184,17 +185,21 @@ def decode(
 ) -> Works:
   """Builds greedy decoding of a batch, of `target_length` tokens.
 
-  The end of sequence is a token outside the vocabulary, so no row ends early.
+  The end of sequence is the vocabulary's last token, which a random backbone
+  does not happen to write, so no row ends early.
 
   Args:
     setting: of `Setting.as_json`.
     method: 'mhr', or None for the bare backbone.
     weights_folder: of `weights.write_weights`; None draws weights.
+
+  Raises:
+    UserError: it does write it.
   """
   sizes = setting_lib.from_json(setting)
   added, params = _load(sizes, method, weights_folder)
   endless = dataclasses.replace(
-    sizes.backbone, eos_id=sizes.backbone.vocab_size
+    sizes.backbone, eos_id=sizes.backbone.vocab_size - 1
   )
   model = RoutedT5(endless, added)
   settings = DecodingSettings(max_new_tokens=sizes.target_length)
@@ -204,7 +209,10 @@ def decode(
   def run() -> None:
     jax.block_until_ready(compute(params, batch))
 
-  return Works({DECODE: run}, {'tokens': compute(params, batch).tolist()})
+  tokens = compute(params, batch)
+  if bool((tokens == endless.eos_id).any()):
+    raise UserError('A row ended early: the sides do not do the same work.')
+  return Works({DECODE: run}, {'tokens': tokens.tolist()})
 
 
 def _device_memory() -> dict[str, float]:

@@ -135,9 +135,14 @@ def decode_tokens(
     method='start_cache',
   )
 
+  cache = cache._replace(
+    cross_attention=stacks.split_layers(cache.cross_attention, config)
+  )
+  in_loop = stacks.split_layers(adapters, config)
+
   def step(tokens, position, cache):
     return run(
-      tokens, position, cache, encoder_mask, adapters, method='decode_step'
+      tokens, position, cache, encoder_mask, in_loop, method='decode_step'
     )
 
   wanted = jnp.any(encoder_mask, axis=1)

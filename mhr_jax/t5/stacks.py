@@ -45,6 +45,37 @@ def as_given(adapters: Any) -> layers_lib.Adapters:
   return adapters
 
 
+@jax.tree_util.register_pytree_node_class
+class Layers(tuple):
+  """One array a layer, where an unrolled stack reads a stacked array."""
+
+  def tree_flatten(self) -> tuple[tuple[Any, ...], None]:
+    return tuple(self), None
+
+  @classmethod
+  def tree_unflatten(cls, _: None, leaves: Any) -> 'Layers':
+    return cls(leaves)
+
+
+def split_layers(stacked: Any, config: config_lib.T5Config) -> Any:
+  """Returns arrays stacked over layers as an unrolled stack reads them fastest.
+
+  Around a loop in which the stack runs: there every step would copy each
+  layer's part out of the stacked array. A scanned stack takes it as it is.
+  """
+  if config.scan_layers:
+    return stacked
+  return jax.tree.map(lambda leaf: Layers(leaf), stacked)
+
+
+def _of_layer(stacked: Any, layer: int) -> Any:
+  return jax.tree.map(
+    lambda leaf: leaf[layer],
+    stacked,
+    is_leaf=lambda node: isinstance(node, Layers),
+  )
+
+
 def _scan(
   body: Callable[..., tuple[Any, Any]],
   stack: Any,
@@ -56,7 +87,7 @@ def _scan(
   """Runs `body(layer, carry, x) -> carry, y` over layers, scanned or not.
 
   `stack` is one module with stacked parameters, or a list of modules; xs and
-  ys are stacked over layers either way.
+  ys are stacked over layers either way (xs of a list may be `Layers`).
   """
   if config.scan_layers:
     scanned = nn.scan(
@@ -68,7 +99,7 @@ def _scan(
     return scanned(stack, carry, xs)
   ys = []
   for i, layer in enumerate(stack):
-    carry, y = body(layer, carry, jax.tree.map(lambda leaf, i=i: leaf[i], xs))
+    carry, y = body(layer, carry, _of_layer(xs, i))
     ys.append(y)
   return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *ys)
 
