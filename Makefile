@@ -81,10 +81,8 @@ test-t5x: .venv/t5x.stamp
 
 # The wheel and the sdist, each in empty environments, on every Python from 3.11
 # that is here; minutes for each, and it needs the package index.
-dist-# Thousands of small programs are compiled: without most of XLA's optimisations
-# in 60 % of the time. The suites of what takes longer run the optimised ones.
-test: setup
-	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -q -rs --durations=20 -m dist
+dist-test: setup
+	$(BIN)/python -m pytest -q -rs --durations=20 -m dist
 
 # Known vulnerabilities of what is pinned; needs https://pypi.org itself. It
 # fails also where a package could not be looked up.
