@@ -263,6 +263,7 @@ def test_a_backbone_folder_of_its_own(tmp_path, params):
     backbones.load_backbone(tmp_path, _CONFIG)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'mesh_shape', [(2, 4), pytest.param((4, 2), marks=pytest.mark.slow)]
 )

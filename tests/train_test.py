@@ -139,6 +139,7 @@ def test_a_split_to_align_on_is_looked_up_before_training(tmp_path, data):
     _train(tmp_path / 'a', data, alignment=AlignmentSettings(split='tran'))
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_its_t5x_checkpoint_as_by_itself(
   tmp_path, mhr_run, data
 ):

@@ -434,6 +434,7 @@ def _start(context, run_dir, steps, slow):
   return process, done
 
 
+@pytest.mark.slow
 def test_killed_three_times_equals_uninterrupted(tmp_path):
   """A real SIGKILL of a real process, at a random step, three times over."""
   steps = 20
