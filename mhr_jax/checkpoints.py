@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import sys
+import traceback
 from typing import Any
 
 from etils import epath
@@ -160,6 +161,7 @@ class Checkpoints:
 
     Orbax raises what its parts raise; one that failed behind, from any call.
     """
+    _silence_given_up()
     try:
       yield
     except (OSError, RuntimeError, ValueError) as error:
@@ -322,6 +324,7 @@ def save_tree(folder: epath.PathLike, tree: Any):
   Raises:
     UserError: it cannot be written.
   """
+  _silence_given_up()
   try:
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
       checkpointer.save(
@@ -411,29 +414,42 @@ def explained(what: str) -> Iterator[None]:
   Raises:
     DamagedError: instead of what Orbax raises where files are not as written.
   """
-  report = sys.unraisablehook
-  if getattr(report, 'func', None) is not _report:
-    sys.unraisablehook = functools.partial(_report, report)
+  _silence_given_up()
   try:
     yield
-    sys.unraisablehook = report
   except _UNREADABLE as error:
-    # The hook stays: what was given up reports itself some time later.
     raise DamagedError(
       f'{what} cannot be read: {_reason(error)}. It was cut short, altered or'
       ' not copied with the rest: copy it again.'
     ) from error
 
 
-def _report(report: Callable[[Any], None], raised: Any):
-  """Reports what nobody can catch, but for reads that were given up.
+def _silence_given_up():
+  """Lets files that Orbax gave up say nothing, from here on.
 
-  Where one file of several cannot be read, Orbax ends the loop in which the
-  others are being read. Each of them then prints a traceback of that, some time
-  later.
+  Where one file of several cannot be read or written, Orbax reports that one
+  and ends the loop in which the others still are. Each of them prints a
+  traceback of that, or of its own failure, some time later: nobody can say
+  when, so hook and filter stay.
   """
+  report = sys.unraisablehook
+  if getattr(report, 'func', None) is not _report:
+    sys.unraisablehook = functools.partial(_report, report)
+  logging.getLogger('asyncio').addFilter(_is_news)
+
+
+def _report(report: Callable[[Any], None], raised: Any):
+  """Reports what nobody can catch, but for what was given up."""
   if 'Event loop is closed' not in str(raised.exc_value):
     report(raised)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+  """Whether a record tells more than that another of Orbax's files failed."""
+  if not record.exc_info or 'never retrieved' not in record.getMessage():
+    return True
+  frames = traceback.extract_tb(record.exc_info[2])
+  return not any('orbax' in frame.filename for frame in frames)
 
 
 _UNREADABLE = (KeyError, OSError, RuntimeError, TypeError, ValueError)

@@ -26,11 +26,23 @@ from mhr_jax.vocabulary import ByteVocabulary
 TASKS = ('one', 'two')
 STEPS, SAVE_EVERY = 60, 10
 
-# What the command line does, and at SIGUSR1 a note of where each thread is.
+# What the command line does, and at SIGUSR1 a note of where the main thread is.
+# A thread waits for it: faulthandler, which writes from the signal's handler,
+# crashed every second training.
 _PROGRAM = """
-import faulthandler, os, signal, sys
-places = int(os.environ['FAULTS_PLACES'])
-faulthandler.register(signal.SIGUSR1, file=places, all_threads=True)
+import os, signal, sys, threading, traceback
+
+def note_places():
+  main = threading.main_thread().ident
+  while True:
+    signal.sigwait([signal.SIGUSR1])
+    stack = traceback.extract_stack(sys._current_frames()[main])
+    lines = [f'{x.filename}, line {x.lineno}, in {x.name}' for x in stack]
+    note = '\\n'.join(['Place:', *reversed(lines), ''])
+    os.write(int(os.environ['FAULTS_PLACES']), note.encode())
+
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+threading.Thread(target=note_places, daemon=True).start()
 from mhr_jax import cli
 sys.exit(cli.main(sys.argv[1:]))
 """
@@ -122,7 +134,7 @@ class Started:
     deadline = time.monotonic() + 0.2
     while not self._places.stat().st_size and time.monotonic() < deadline:
       time.sleep(0.001)
-    return self._places.read_text().rpartition('hread 0x')[2]
+    return self._places.read_text().rpartition('Place:')[2]
 
   def wait_for(
     self, arrived: Callable[[], bool], *, timeout: float = 300.0

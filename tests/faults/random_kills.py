@@ -130,7 +130,7 @@ class Kills:
     code = started.end().code
     if code == 0:  # It was at its end already.
       return False
-    assert code in (-sent, 128 + sent), started.text
+    assert code in (-sent, 128 + sent), f'exit code {code}: {started.text}'
     logged, saved = last_logged(run_dir), checkpoints.committed_steps(run_dir)
     if code == 128 + signal.SIGTERM:
       assert saved[-1] == logged, 'SIGTERM saves what was done'
