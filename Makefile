@@ -37,9 +37,10 @@ test: setup
 	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist=loadfile --durations=20
 
 test-slow: setup
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist=loadfile --durations=20 -m slow
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist=loadfile --durations=20 \
+	  -m 'slow and not nightly'
 
-# The notebooks, the README and every benchmark, as a user runs them; 20 minutes.
+# The notebooks, the README, the benchmarks and a killed study; 25 minutes.
 test-nightly: .venv/interop.stamp
 	$(BIN)/python -m pytest -q -rs --durations=20 -m nightly
 

@@ -191,6 +191,7 @@ def _start(data_dir: pathlib.Path, folder: pathlib.Path) -> subprocess.Popen:
   )
 
 
+@pytest.mark.nightly
 @pytest.mark.timeout(1800)
 def test_a_killed_study_goes_on_to_the_same_results(data_dir, tmp_path):
   """Kills the process wherever it is when one more of these files is there."""
