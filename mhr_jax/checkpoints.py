@@ -7,14 +7,11 @@ Restoring is strict: a leaf that is missing, extra, of another shape or with
 other bits than were saved is an error that names it.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 import contextlib
-import functools
 import logging
 import os
 import re
-import sys
-import traceback
 from typing import Any
 
 from etils import epath
@@ -23,7 +20,7 @@ from jax.experimental import multihost_utils
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from mhr_jax import run_files
+from mhr_jax import orbax_reports, run_files
 from mhr_jax.checksums import checksum
 from mhr_jax.errors import UserError
 from mhr_jax.tree_check import check_tree
@@ -161,7 +158,7 @@ class Checkpoints:
 
     Orbax raises what its parts raise; one that failed behind, from any call.
     """
-    _silence_given_up()
+    orbax_reports.silence_given_up()
     try:
       yield
     except (OSError, RuntimeError, ValueError) as error:
@@ -324,7 +321,7 @@ def save_tree(folder: epath.PathLike, tree: Any):
   Raises:
     UserError: it cannot be written.
   """
-  _silence_given_up()
+  orbax_reports.silence_given_up()
   try:
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
       checkpointer.save(
@@ -414,7 +411,7 @@ def explained(what: str) -> Iterator[None]:
   Raises:
     DamagedError: instead of what Orbax raises where files are not as written.
   """
-  _silence_given_up()
+  orbax_reports.silence_given_up()
   try:
     yield
   except _UNREADABLE as error:
@@ -422,34 +419,6 @@ def explained(what: str) -> Iterator[None]:
       f'{what} cannot be read: {_reason(error)}. It was cut short, altered or'
       ' not copied with the rest: copy it again.'
     ) from error
-
-
-def _silence_given_up():
-  """Lets files that Orbax gave up say nothing, from here on.
-
-  Where one file of several cannot be read or written, Orbax reports that one
-  and ends the loop in which the others still are. Each of them prints a
-  traceback of that, or of its own failure, some time later: nobody can say
-  when, so hook and filter stay.
-  """
-  report = sys.unraisablehook
-  if getattr(report, 'func', None) is not _report:
-    sys.unraisablehook = functools.partial(_report, report)
-  logging.getLogger('asyncio').addFilter(_is_news)
-
-
-def _report(report: Callable[[Any], None], raised: Any):
-  """Reports what nobody can catch, but for what was given up."""
-  if 'Event loop is closed' not in str(raised.exc_value):
-    report(raised)
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-  """Whether a record tells more than that another of Orbax's files failed."""
-  if not record.exc_info or 'never retrieved' not in record.getMessage():
-    return True
-  frames = traceback.extract_tb(record.exc_info[2])
-  return not any('orbax' in frame.filename for frame in frames)
 
 
 _UNREADABLE = (KeyError, OSError, RuntimeError, TypeError, ValueError)

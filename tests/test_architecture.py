@@ -19,7 +19,14 @@ _ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 # Patterns of module names, `mhr_jax.` left out, from the foundations upwards.
 _ROWS = (
-  ('errors', 'json_text', 'setting_checks', 'startup_lines', 'tree_paths'),
+  (
+    'errors',
+    'json_text',
+    'orbax_reports',
+    'setting_checks',
+    'startup_lines',
+    'tree_paths',
+  ),
   (
     'adafactor',
     'aggregation',
