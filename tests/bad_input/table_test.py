@@ -82,7 +82,9 @@ def _check(case, code, out, err):
   assert code == 2, said
   assert 'Traceback' not in err, said
   lines = err.splitlines()
-  assert lines[0].startswith('mhr-jax: '), said
+  # What has been noticed until then may stand before it.
+  answer = [line for line in lines if not line.startswith('WARNING:')]
+  assert answer[0].startswith('mhr-jax: '), said
   assert len(lines) <= _MAX_LINES, said
   for part in case.says:
     assert part in err, f'{part!r} is not said. {said}'
@@ -126,14 +128,14 @@ def test_a_mistake_is_answered_as_a_user_makes_it(
 
 
 def _environment(case, folder):
-  """Returns that of a user whose machine lacks some packages."""
+  """Returns that of a user who has modules beside, and lacks some packages."""
   lacking = folder / 'lacking'
   lacking.mkdir()
   for name in case.absent:
     text = f'raise ModuleNotFoundError("No module named {name}", name="{name}")'
     (lacking / f'{name}.py').write_text(text)
   kept = {k: v for k, v in os.environ.items() if not k.startswith('TF_')}
-  paths = [str(lacking), *filter(None, [kept.get('PYTHONPATH')])]
+  paths = [str(lacking), '.', *filter(None, [kept.get('PYTHONPATH')])]
   return kept | {
     'HOME': str(folder / 'home'),
     'PYTHONPATH': os.pathsep.join(paths),
