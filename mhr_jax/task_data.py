@@ -85,6 +85,24 @@ class TaskModule:
     return module
 
 
+def _as_modules(given: Any) -> tuple[TaskModule, ...]:
+  """Returns modules where some of them are names alone, as gin files have them.
+
+  Raises:
+    UserError: one is neither.
+  """
+  listed = given if isinstance(given, Sequence) else (given,)
+  found = []
+  for one in (listed,) if isinstance(listed, str) else listed:
+    if not isinstance(one, (str, TaskModule)):
+      raise UserError(
+        f'TaskData.modules holds {one!r}; the name of a module is wanted, or'
+        ' @task_data.TaskModule() with its name and options.'
+      )
+    found.append(TaskModule(one) if isinstance(one, str) else one)
+  return tuple(found)
+
+
 @dataclasses.dataclass(frozen=True)
 class TaskData:
   """Names of tasks and where their prepared data lies.
@@ -92,7 +110,8 @@ class TaskData:
   Attributes:
     tasks: a mixture, a task, or a list of tasks.
     data_dir: the folder of all prepared data, local or in a bucket.
-    modules: what registers the tasks; needed where they are not prepared.
+    modules: what registers the tasks; needed where they are not prepared. A
+      name, or one in the list, is a module without options.
     prepare: when to prepare: what is missing or was prepared with other
       modules or options, never, or whenever what the data was made from has
       changed (which imports seqio at every start).
@@ -111,7 +130,7 @@ class TaskData:
           ' wanted.'
         )
       object.__setattr__(self, 'tasks', tuple(self.tasks))
-    object.__setattr__(self, 'modules', tuple(self.modules))
+    object.__setattr__(self, 'modules', _as_modules(self.modules))
     if self.prepare not in ('missing', 'stale', 'never'):
       raise UserError(
         f"prepare is 'missing', 'stale' or 'never', not {self.prepare!r}."

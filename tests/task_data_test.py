@@ -81,6 +81,18 @@ def test_mistakes_are_explained(data_dir, changes, message):
     TaskData(**settings).resolve()
 
 
+@pytest.mark.parametrize(
+  'given', ['mine', ('mine',), TaskModule('mine'), [TaskModule('mine')]]
+)
+def test_a_module_without_options_may_be_its_name(given):
+  assert TaskData('a', modules=given).modules == (TaskModule('mine'),)
+
+
+def test_what_is_no_module_is_refused():
+  with pytest.raises(UserError, match=r'modules holds 3; the name of a module'):
+    TaskData('a', modules=(3,))
+
+
 def test_a_module_registers_by_its_function(tmp_path, monkeypatch):
   (tmp_path / 'with_register.py').write_text(
     'seen = []\ndef register(*, size=1):\n  seen.append(size)\n'

@@ -56,6 +56,7 @@ _OF_TRAIN = (
   ('AlignmentSettings.tasks', '1', 'tasks is 1; at least 2'),
   ('AlignmentSettings.wrt', '("weights",)', "of 'weights': one of"),
   ('RoutingStatisticsSettings.every', '-1', 'every is -1; at least 0'),
+  ('TaskData.modules', '(3,)', 'modules holds 3; the name of a module'),
   ('TaskData.prepare', '"always"', "prepare is 'missing', 'stale' or 'never'"),
 )
 _OF_EVALUATE = (
