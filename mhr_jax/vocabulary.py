@@ -49,6 +49,8 @@ class Vocabulary:
 
   def __init__(self, extra_ids: int = 0):
     check_count('extra_ids', extra_ids, least=0)
+    if extra_ids is None:  # which a file may say
+      raise UserError('extra_ids is None; a whole number is wanted.')
     if extra_ids > _MOST_EXTRA_IDS:
       raise UserError(
         f'extra_ids is {extra_ids}; at most {_MOST_EXTRA_IDS:,} (T5 has 100).'

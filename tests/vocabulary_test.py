@@ -133,3 +133,9 @@ def test_imports_no_tensorflow():
     'assert not {"tensorflow", "seqio"} & set(sys.modules)'
   )
   subprocess.run([sys.executable, '-c', code], check=True)
+
+
+def test_a_description_without_a_number_of_sentinels_is_refused(tmp_path):
+  spec = {'kind': 'bytes', 'extra_ids': None}
+  with pytest.raises(UserError, match='extra_ids is None; a whole number'):
+    vocabulary_lib.from_spec(spec, tmp_path)
