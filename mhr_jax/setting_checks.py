@@ -161,7 +161,11 @@ def _problem_of_plain(value: Any, hint: Any, bounds: _Bounds) -> str | None:
     return wanted
   if hint not in (int, float):
     return None
-  if not math.isfinite(value):
+  try:
+    is_finite = math.isfinite(value)
+  except OverflowError:  # a whole number that no float holds
+    is_finite = False
+  if not is_finite:
     return 'a finite number is wanted'
   return bounds.problem(value)
 

@@ -212,5 +212,5 @@ def _n_shards(path: epath.Path) -> int | None:
     return None
   try:
     return int(json_text.parse(path.read_bytes())['num_shards'])
-  except (ValueError, KeyError, TypeError) as e:
+  except (ValueError, KeyError, TypeError, OverflowError) as e:
     raise UserError(f'{path}: no `num_shards` can be read: {e!r}.') from e
