@@ -117,7 +117,5 @@ def test_arguments_are_checked_by_the_name_that_is_given():
   check_count('limit', 3)
   with pytest.raises(UserError, match='limit is 0; at least 1'):
     check_count('limit', 0)
-  with pytest.raises(
-    UserError, match='a finite number is wanted|limit is 1000'
-  ):
+  with pytest.raises(UserError, match='a finite number is wanted'):
     check_count('limit', 10**400)

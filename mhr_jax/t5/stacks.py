@@ -65,7 +65,7 @@ def split_layers(stacked: Any, config: config_lib.T5Config) -> Any:
   """
   if config.scan_layers:
     return stacked
-  return jax.tree.map(lambda leaf: Layers(leaf), stacked)
+  return jax.tree.map(Layers, stacked)
 
 
 def _of_layer(stacked: Any, layer: int) -> Any:
